@@ -1,0 +1,1 @@
+"""What the activations look like, and what to do about it."""

@@ -1,0 +1,139 @@
+"""The float model, run one layer at a time, and what its linears see.
+
+The layers are those of transformers, so this is the reference that engines are compared with; but only one layer's
+float weights are in memory at any time, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from quasar.calibration.source import TensorSource
+
+Hidden = list[torch.Tensor]
+"""Hidden states of several token sequences, float32 [S_i, H] each."""
+
+GROUPS = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attn.o_proj": ("self_attn.o_proj",),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down_proj": ("mlp.down_proj",),
+}
+"""The linears of a layer by the input they share. Each group is one linear of the exported graph, under this name."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer in float32, with its weights loaded."""
+
+    module: torch.nn.Module
+    run_one: Callable[[torch.Tensor], torch.Tensor]
+
+    def weights(self, group: str) -> list[torch.Tensor]:
+        """Weights of the linears of a group, [out, in] each."""
+        return [self.module.get_submodule(linear).weight for linear in GROUPS[group]]  # type: ignore[misc]
+
+    def run(self, hidden: Sequence[torch.Tensor]) -> Hidden:
+        """Hidden states after the layer."""
+        return [self.run_one(x) for x in hidden]
+
+    def observe(self, hidden: Sequence[torch.Tensor]) -> tuple[Hidden, dict[str, torch.Tensor]]:
+        """(hidden states after the layer, input of each linear as [all tokens, in_features])."""
+        seen: dict[str, list[torch.Tensor]] = {name: [] for name in GROUPS}
+
+        def record(name: str) -> Callable[..., None]:
+            return lambda _, inputs: seen[name].append(inputs[0].flatten(0, 1))
+
+        hooks = [
+            self.module.get_submodule(linears[0]).register_forward_pre_hook(record(name))
+            for name, linears in GROUPS.items()
+        ]
+        try:
+            after = self.run(hidden)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return after, {name: torch.cat(inputs) for name, inputs in seen.items()}
+
+
+class FloatModel:
+    """The float32 model, streamed.
+
+    Args:
+        config: a transformers configuration of a supported family.
+        source: its weights.
+        sliding_windows: per layer, how many positions a query sees, itself included; None for all.
+    """
+
+    def __init__(self, config: Any, source: TensorSource, sliding_windows: Sequence[int | None]) -> None:
+        self._source = source
+        self._windows = sliding_windows
+        config._attn_implementation = "sdpa"
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        self._model = model.eval().model
+        self._rotary = type(self._model.rotary_emb)(config=config)
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    @torch.inference_mode()
+    def embed(self, sequences: Sequence[Sequence[int]]) -> Hidden:
+        """Embedding rows of each sequence of token ids."""
+        table = self._source.tensor("model.embed_tokens.weight")
+        return [table[torch.tensor(ids)] for ids in sequences]
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[Layer]:
+        """Load layer `index`; its weights are freed when the block ends."""
+        module = self._model.layers[index]
+        names = module.state_dict().keys()
+        prefix = f"model.layers.{index}."
+        module.load_state_dict({name: self._source.tensor(prefix + name) for name in names}, assign=True)
+
+        def run_one(x: torch.Tensor) -> torch.Tensor:
+            positions = torch.arange(x.shape[0])[None]
+            y = module(
+                x[None],
+                attention_mask=_window_mask(x.shape[0], self._windows[index]),
+                position_ids=positions,
+                position_embeddings=self._rotary(x[None], positions),
+            )
+            return y[0] if y.dim() == 3 else y
+
+        try:
+            with torch.inference_mode():
+                yield Layer(module, run_one)
+        finally:
+            module.to("meta")
+
+    @torch.inference_mode()
+    def final_norm(self, hidden: Sequence[torch.Tensor]) -> Hidden:
+        """What lm_head sees."""
+        norm = self._model.norm
+        norm.load_state_dict({"weight": self._source.tensor("model.norm.weight")}, assign=True)
+        return [norm(x) for x in hidden]
+
+    def final_states(self, sequences: Sequence[Sequence[int]], advance: Callable[[], object]) -> Hidden:
+        """Inputs of lm_head for each sequence; `advance` is called once per layer."""
+        hidden = self.embed(sequences)
+        for index in range(len(self)):
+            with self.layer(index) as layer:
+                hidden = layer.run(hidden)
+            advance()
+        return self.final_norm(hidden)
+
+
+def _window_mask(length: int, window: int | None) -> torch.Tensor | None:
+    """bool [1, 1, S, S], true where a query may look; None where plain causal attention will do."""
+    if window is None or length <= window:
+        return None
+    position = torch.arange(length)
+    distance = position[:, None] - position[None, :]
+    return ((distance >= 0) & (distance < window))[None, None]

@@ -1,0 +1,132 @@
+"""Calibration text to token sequences."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from quasar.engines.errors import UsageError
+
+TEXT_KEYS = ("text", "prompt", "inputs_pretokenized", "question")
+SHORTEST = 2
+"""Tokens that a sequence needs to say anything about the next token."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Token sequences, split: engines are calibrated on some and gated on others.
+
+    Attributes:
+        name: the file's name, or `built-in`.
+        sha256: of the token ids of both parts.
+    """
+
+    name: str
+    calibration: list[list[int]]
+    gate: list[list[int]]
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest that tells two prompt sets apart."""
+        return hashlib.sha256(json.dumps([self.calibration, self.gate]).encode()).hexdigest()
+
+
+def load_prompts(
+    file: Path | None,
+    encode: Callable[[str], list[int]],
+    encode_messages: Callable[[Sequence[Any]], list[int]],
+    samples: int = 32,
+    length: int = 256,
+) -> PromptSet:
+    """Read a calibration file, or the built-in set.
+
+    Args:
+        file: `.jsonl` with one object a row (`text`, `prompt`, `inputs_pretokenized`, `question`, or chat as `turns` or
+            `messages`), or `.txt`, cut into sequences; None for the built-in set.
+        encode: text -> token ids.
+        encode_messages: chat messages -> token ids.
+        samples: sequences to calibrate on; a quarter as many more are kept for the gate.
+        length: tokens of a sequence at the most.
+
+    Raises:
+        UsageError: the file cannot be read, a row is broken (named by line), or too little is left.
+    """
+    if file is None:
+        text = (resources.files("quasar.calibration") / "prompts.jsonl").read_text(encoding="utf-8")
+        name, sequences = "built-in", _from_rows(text, "built-in prompts", encode, encode_messages)
+    else:
+        text, name = _read(file), file.name
+        if file.suffix == ".txt":
+            ids = encode(text)
+            sequences = (ids[i : i + length] for i in range(0, len(ids), length))
+        else:
+            sequences = _from_rows(text, str(file), encode, encode_messages)
+    wanted = samples + max(1, samples // 4)
+    kept: list[list[int]] = []
+    for ids in sequences:
+        if len(ids) >= SHORTEST:
+            kept.append(ids[:length])
+        if len(kept) == wanted:
+            break
+    gate = max(1, len(kept) // 5)
+    if len(kept) - gate < 2:
+        raise UsageError(
+            f"--calibration {name}: {len(kept)} usable rows; at least 3 are needed (2 to calibrate, 1 for the gate)"
+        )
+    return PromptSet(name, kept[:-gate], kept[-gate:])
+
+
+def _read(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UsageError(f"--calibration {file}: cannot be read ({reason}); give a .jsonl or .txt file") from None
+    if not text.strip():
+        raise UsageError(f"--calibration {file}: the file is empty; give a .jsonl or .txt file with text")
+    return text
+
+
+def _from_rows(
+    text: str,
+    where: str,
+    encode: Callable[[str], list[int]],
+    encode_messages: Callable[[Sequence[Any]], list[int]],
+) -> Iterator[list[int]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"--calibration {where}, line {number}: not JSON ({error}); correct or remove the row") from None
+        messages = _messages(row) if isinstance(row, dict) else None
+        if messages is not None:
+            yield encode_messages(messages)
+            continue
+        values = [row[key] for key in TEXT_KEYS if isinstance(row, dict) and isinstance(row.get(key), str)]
+        if not values:
+            raise UsageError(
+                f"--calibration {where}, line {number}: no text; a row needs one of {', '.join(TEXT_KEYS)}, turns, messages"
+            )
+        yield encode(values[0])
+
+
+def _messages(row: dict[str, Any]) -> list[dict[str, str]] | None:
+    """Chat messages of a row. `turns` are the user's; `reference` answers stand between them where there are any."""
+    messages = row.get("messages")
+    if isinstance(messages, list) and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
+        return messages or None
+    turns, answers = row.get("turns"), row.get("reference")
+    if not (isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)):
+        return None
+    if not (isinstance(answers, list) and len(answers) == len(turns) and all(isinstance(a, str) for a in answers)):
+        return [{"role": "user", "content": turns[0]}]
+    roles = ("user", "assistant")
+    pairs = zip(turns, answers, strict=True)
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]

@@ -1,0 +1,46 @@
+"""How every command ends: one line on stderr and a documented exit code, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from quasar.engines.errors import QuasarError
+
+INTERRUPTED = 130
+EXIT_CODES = "exit codes: 0 done, 1 failed from outside (disk, memory), 2 wrong usage, 3 gate failed, 4 bad bundle, 130 interrupted"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def run_command(name: str, run: Callable[[], int]) -> int:
+    """Run a command's body; turn what it raises into a message and an exit code.
+
+    SIGTERM ends it as Ctrl-C does, so that half-written files are cleaned away.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return run()
+    except QuasarError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout went away, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        print(f"{name}: out of memory; use a machine with more, or a smaller --max-length", file=sys.stderr)
+        return 1
+    except OSError as error:
+        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path and its permissions"
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{name}: {where}{error.strerror or error}; {advice}", file=sys.stderr)
+        return 1

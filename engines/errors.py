@@ -1,0 +1,30 @@
+"""Errors that a user can act on: one line that says what is wrong, where, and how to mend it.
+
+Commands print the message without a traceback and leave with `exit_code`.
+"""
+
+from __future__ import annotations
+
+
+class QuasarError(Exception):
+    """Something outside the code failed: disk, memory, a broken install."""
+
+    exit_code = 1
+
+
+class UsageError(QuasarError):
+    """What was asked for cannot be done: a wrong option, model, prompt, chain or provider."""
+
+    exit_code = 2
+
+
+class GateError(QuasarError):
+    """An engine is further from the float model than its thresholds allow."""
+
+    exit_code = 3
+
+
+class BundleError(QuasarError):
+    """A bundle is truncated, altered, hostile, or of a format this version does not read."""
+
+    exit_code = 4

@@ -1,0 +1,175 @@
+"""ONNX Runtime engines: a session, its KV buffers, and one binding that is made once."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from quasar.engines.bundle import Bundle, EngineEntry
+from quasar.engines.engine import EngineSpec, Float32, Int64, check_call
+from quasar.engines.errors import BundleError, QuasarError, UsageError
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+# tokens in one pass: more would not be faster, and activations grow with them
+MAX_ROWS = 256
+LOG_ERRORS_ONLY = 3
+
+
+def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.InferenceSession:
+    """Load a graph on exactly the provider that was asked for.
+
+    Args:
+        provider: `cpu`, `cuda` or `tensorrt`.
+        threads: threads of one operator; 0 for one per physical core.
+
+    Raises:
+        UsageError: the provider is not there. ONNX Runtime itself would fall back to the CPU in silence.
+        BundleError: the graph cannot be loaded.
+    """
+    if provider not in PROVIDERS:
+        raise UsageError(f"unknown provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
+    name = PROVIDERS[provider]
+    if name not in ort.get_available_providers():
+        raise UsageError(
+            f"provider {provider}: this onnxruntime has no {name}; install quasar-toolchain[gpu] in place of "
+            "quasar-toolchain[cpu], or use --provider cpu"
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = LOG_ERRORS_ONLY
+    # on x86 without VNNI the u8s8 kernel overflows 16 bits; this takes the slower, right one there
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        session = ort.InferenceSession(path, options, providers=[name])
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BundleError(f"{path}: ONNX Runtime cannot load it: {reason}") from None
+    if session.get_providers()[0] != name:
+        raise UsageError(
+            f"provider {provider}: {name} is installed but did not start (driver or libraries missing); use --provider cpu"
+        )
+    return session
+
+
+def zeros(shape: tuple[int, ...]) -> Float32:
+    """A float32 array of zeros whose pages take memory only once they are written.
+
+    `numpy.zeros` asks for huge pages, and the first token of each KV head would then claim 2 MiB.
+    """
+    count = int(np.prod(shape))
+    return np.frombuffer(mmap.mmap(-1, max(count, 1) * 4), dtype=np.float32, count=count).reshape(shape)
+
+
+class OnnxEngine:
+    """An engine on ONNX Runtime.
+
+    Past and present of every layer are bound to one buffer, so a step writes its keys and values in place.
+    """
+
+    def __init__(self, bundle: Bundle, entry: EngineEntry, provider: str = "cpu", threads: int = 0) -> None:
+        self._spec = EngineSpec(
+            entry.name,
+            entry.vocab_size,
+            entry.max_length,
+            min(MAX_ROWS, entry.max_length),
+            entry.max_batch,
+            entry.precision,
+        )
+        path = bundle.path(entry.graph)
+        self._session = create_session(str(path), provider, threads)
+        _check_graph(self._session, entry, str(path))
+        self._seconds = 0.0
+        self._logits = zeros((0,))
+        self._bindings: dict[int, Any] = {}
+        self._cache_shape = (entry.num_key_value_heads, entry.max_length, entry.head_dim)
+        self._cache_names = [f"{i}.{kind}" for i in range(entry.num_hidden_layers) for kind in ("key", "value")]
+        self._device = "cpu" if provider == "cpu" else "cuda"
+        # one buffer for the largest batch; a smaller batch uses its front
+        self._caches = [self._allocate((entry.max_batch, *self._cache_shape)) for _ in self._cache_names]
+
+    @property
+    def spec(self) -> EngineSpec:
+        """The engine's limits."""
+        return self._spec
+
+    @property
+    def seconds(self) -> float:
+        """Time spent inside ONNX Runtime since the engine was loaded."""
+        return self._seconds
+
+    def forward(self, tokens: Int64, start: Int64, rows: Int64) -> Float32:
+        """See `Engine.forward`."""
+        check_call(self._spec, tokens, start, rows)
+        batch, count = rows.shape
+        binding = self._binding(batch)
+        binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens))
+        binding.bind_cpu_input("start", start)
+        binding.bind_cpu_input("rows", np.ascontiguousarray(rows))
+        logits = self._logits_buffer((batch, count, self._spec.vocab_size))
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        begin = time.perf_counter()
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise QuasarError(f"engine {self._spec.name}: ONNX Runtime failed: {str(error).strip().splitlines()[0]}") from None
+        self._seconds += time.perf_counter() - begin
+        return logits
+
+    def close(self) -> None:
+        """Free the session and the cache; the engine cannot be used afterwards."""
+        self._bindings.clear()
+        self._caches.clear()
+        del self._session
+
+    def _allocate(self, shape: tuple[int, ...]) -> Any:
+        if self._device == "cpu":
+            return zeros(shape)
+        return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self._device, 0)
+
+    def _binding(self, batch: int) -> Any:
+        if batch not in self._bindings:
+            binding = self._session.io_binding()
+            shape = (batch, *self._cache_shape)
+            for name, cache in zip(self._cache_names, self._caches, strict=True):
+                pointer = cache.ctypes.data if self._device == "cpu" else cache.data_ptr()
+                binding.bind_input(f"past.{name}", self._device, 0, np.float32, shape, pointer)
+                binding.bind_output(f"present.{name}", self._device, 0, np.float32, shape, pointer)
+            self._bindings[batch] = binding
+        return self._bindings[batch]
+
+    def _logits_buffer(self, shape: tuple[int, int, int]) -> Float32:
+        count = int(np.prod(shape))
+        if count > self._logits.size:
+            self._logits = zeros((count,))
+        return self._logits[:count].reshape(shape)
+
+
+def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -> None:
+    """The graph's own shapes must be those of the manifest, or a pass would read past the buffers."""
+    cache = [entry.num_key_value_heads, entry.max_length, entry.head_dim]
+    inputs = {"input_ids": 2, "start": 1, "rows": 2}
+    expected: dict[str, list[int]] = {
+        f"{side}.{i}.{kind}": cache
+        for side in ("past", "present")
+        for i in range(entry.num_hidden_layers)
+        for kind in ("key", "value")
+    }
+    found = {value.name: value for value in [*session.get_inputs(), *session.get_outputs()]}
+    if set(found) != {*expected, *inputs, "logits"}:
+        raise BundleError(f"{path}: its inputs and outputs are not those of a {entry.num_hidden_layers}-layer engine")
+    for name, shape in expected.items():
+        if list(found[name].shape[1:]) != shape or found[name].type != "tensor(float)":
+            raise BundleError(f"{path}: {name} is {found[name].type} {found[name].shape}, the manifest says {shape}")
+    for name, rank in inputs.items():
+        if len(found[name].shape) != rank or found[name].type != "tensor(int64)":
+            raise BundleError(f"{path}: {name} is {found[name].type} {found[name].shape}; expected int64 of rank {rank}")
+    if found["logits"].shape[-1] != entry.vocab_size or found["logits"].type != "tensor(float)":
+        raise BundleError(f"{path}: logits are {found['logits'].shape}, the manifest says vocab_size {entry.vocab_size}")

@@ -1,0 +1,215 @@
+"""A checkpoint: where it is, what its configuration says, its weights read one at a time, its tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import CONFIG_MAPPING
+
+from quasar.engines.errors import UsageError
+from quasar.exporter.architecture import SUPPORTED, Architecture
+
+FAMILIES = {"qwen3": "qwen3", "qwen2": "qwen2", "llama": "llama", "mistral": "mistral", "PanguEmbedded": "pangu"}
+"""`model_type` of the configuration -> family."""
+
+ALIASES = {
+    "qwen3": "Qwen/Qwen3-0.6B",
+    "qwen3:0.6b": "Qwen/Qwen3-0.6B",
+    "qwen3:1.7b": "Qwen/Qwen3-1.7B",
+    "qwen3:4b": "Qwen/Qwen3-4B",
+    "qwen3:8b": "Qwen/Qwen3-8B",
+    "qwen3:14b": "Qwen/Qwen3-14B",
+    "qwen2.5": "Qwen/Qwen2.5-0.5B-Instruct",
+    "qwen2.5:0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
+    "qwen2.5:1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
+    "qwen2.5:7b": "Qwen/Qwen2.5-7B-Instruct",
+    "llama3.2": "meta-llama/Llama-3.2-1B-Instruct",
+    "llama3.2:1b": "meta-llama/Llama-3.2-1B-Instruct",
+    "llama3.2:3b": "meta-llama/Llama-3.2-3B-Instruct",
+    "llama3.1:8b": "meta-llama/Llama-3.1-8B-Instruct",
+    "mistral": "mistralai/Mistral-7B-Instruct-v0.3",
+    "openpangu": "FreedomIntelligence/openPangu-Embedded-7B-V1.1",
+}
+DEMO = "demo"
+FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
+FLOAT_DTYPES = ("F32", "F16", "BF16")
+
+
+@dataclass
+class Checkpoint:
+    """A Hugging Face folder. Tensors are read when asked for, as float32, and not kept.
+
+    Attributes:
+        config: the transformers configuration, for the float reference.
+    """
+
+    path: Path
+    model_id: str
+    revision: str | None
+    config: Any
+    architecture: Architecture
+    _shards: Mapping[str, str]
+    _checked: set[str] = field(default_factory=set)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """See `TensorSource.tensor`.
+
+        Raises:
+            UsageError: the tensor holds NaN or infinity.
+        """
+        if name == "lm_head.weight" and self.architecture.tie_word_embeddings:
+            name = "model.embed_tokens.weight"
+        with _open_shard(self.path / self._shards[name]) as shard:
+            tensor: torch.Tensor = shard.get_tensor(name).to(torch.float32)
+        if name not in self._checked:
+            if not bool(torch.isfinite(tensor).all()):
+                raise UsageError(
+                    f"{self.path / self._shards[name]}: {name} holds NaN or infinity; get an intact copy of the checkpoint"
+                )
+            self._checked.add(name)
+        return tensor
+
+
+def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+    """Find a model, read its configuration, and check that every tensor is there with the right shape.
+
+    Args:
+        model: a folder, an alias, a Hugging Face id, or `demo`.
+        revision: branch, tag or commit of a Hugging Face model.
+
+    Raises:
+        UsageError: it is not there, not supported, or not whole.
+    """
+    path = _locate(model, revision)
+    config, family = _read_config(path)
+    architecture = Architecture.from_config(config, family)
+    shards = _find_shards(path)
+    _check_tensors(path, architecture, shards)
+    return Checkpoint(path, model if model == DEMO else _model_id(model, path), revision, config, architecture, shards)
+
+
+def _locate(model: str, revision: str | None) -> Path:
+    if model == DEMO:
+        return Path(str(resources.files("quasar.exporter") / "demo"))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UsageError(f"--model {model}: no such folder; give a checkpoint folder, a Hugging Face id or an alias")
+    if model not in ALIASES and "/" not in model:
+        raise UsageError(
+            f"--model {model}: neither a folder nor a known alias ({', '.join([DEMO, *ALIASES])}); "
+            "a Hugging Face id has the form owner/name"
+        )
+    return _download(ALIASES.get(model, model), revision)
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES)))
+    except Exception as error:  # every kind of network, permission and cache failure
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(
+            f"--model {repo_id}: cannot be downloaded ({reason}); check the name and the connection, "
+            "log in with `hf auth login` if it is gated, or give a local folder"
+        ) from None
+
+
+def _model_id(model: str, path: Path) -> str:
+    if Path(model).expanduser().is_dir():
+        return path.resolve().name
+    return ALIASES.get(model, model)
+
+
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """A JSON object from a file of the checkpoint; `advice` says what to do when it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); {advice}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: not a JSON object; {advice}")
+    return value
+
+
+def _read_config(path: Path) -> tuple[Any, str]:
+    file = path / "config.json"
+    if not file.is_file():
+        raise UsageError(f"{path}: no config.json; a Hugging Face checkpoint folder is needed")
+    raw = read_json(file, "get an intact copy of the checkpoint")
+    model_type = raw.get("model_type")
+    if model_type not in FAMILIES:
+        raise UsageError(f"{file}: model_type {model_type!r} is not supported; supported: {SUPPORTED}")
+    if raw.get("quantization_config"):
+        raise UsageError(f"{file}: the checkpoint is quantized already; export from the float16, bfloat16 or float32 one")
+    family = FAMILIES[model_type]
+    if family == "pangu":  # its code lives outside transformers; its function is that of a Llama with biases
+        raw = {**raw, "model_type": "llama", "attention_bias": raw.get("bias", raw.get("attention_bias", True))}
+    try:
+        config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
+    except Exception as error:  # transformers checks fields with many kinds of exceptions
+        raise UsageError(f"{file}: {str(error).strip().splitlines()[-1]}; correct the configuration") from None
+    return config, family
+
+
+def _find_shards(path: Path) -> dict[str, str]:
+    """Tensor name -> file name."""
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        shards = read_json(index, "get an intact copy of the checkpoint").get("weight_map", {})
+    elif (path / "model.safetensors").is_file():
+        with _open_shard(path / "model.safetensors") as shard:
+            shards = dict.fromkeys(shard.keys(), "model.safetensors")
+    else:
+        raise UsageError(
+            f"{path}: no model.safetensors; download the weights, or convert a .bin checkpoint with "
+            "save_pretrained(..., safe_serialization=True)"
+        )
+    for file in sorted(set(shards.values())):
+        if not isinstance(file, str) or "/" in file or not (path / file).is_file():
+            raise UsageError(f"{path}: weights {file!r} are missing; download the whole checkpoint")
+    return dict(shards)
+
+
+def _open_shard(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); get an intact copy of the checkpoint") from None
+
+
+def _check_tensors(path: Path, architecture: Architecture, shards: Mapping[str, str]) -> None:
+    expected = dict(architecture.tensors())
+    missing = [name for name in expected if name not in shards]
+    if missing:
+        raise UsageError(
+            f"{path}: the weights lack {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}; "
+            "config.json and weights do not belong together, or the download is incomplete"
+        )
+    for file in sorted({shards[name] for name in expected}):
+        with _open_shard(path / file) as shard:
+            for name in (name for name in expected if shards[name] == file):
+                try:
+                    piece = shard.get_slice(name)
+                except SafetensorError:
+                    raise UsageError(f"{path / file}: {name} is not there, though the index says so") from None
+                shape = tuple(piece.get_shape())
+                if shape != expected[name]:
+                    raise UsageError(
+                        f"{path / file}: {name} has shape {list(shape)}, config.json asks for {list(expected[name])}"
+                        "; they do not belong together"
+                    )
+                if piece.get_dtype() not in FLOAT_DTYPES:
+                    raise UsageError(
+                        f"{path / file}: {name} is stored as {piece.get_dtype()}; "
+                        "export from a float16, bfloat16 or float32 checkpoint"
+                    )

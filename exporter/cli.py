@@ -1,0 +1,139 @@
+"""quasar-export"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from quasar.calibration.smoothquant import ALPHA_GRID
+from quasar.engines.command import EXIT_CODES, run_command
+from quasar.engines.errors import UsageError
+from quasar.exporter.checkpoint import DEMO
+from quasar.exporter.export import ExportOptions, ExportResult, export
+
+DRAFTS = ("int4", "none")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    p = argparse.ArgumentParser(
+        prog="quasar-export",
+        description="Turn a Hugging Face checkpoint into a bundle of quantized engines, checked against the float model.",
+        epilog=EXIT_CODES,
+    )
+    p.add_argument("--model", required=True, help=f"folder, Hugging Face id, alias such as qwen3 or qwen3:8b, or {DEMO!r}")
+    p.add_argument("--int8", action="store_true", help="a W8A8 verifier: the same as --engines int8 --draft int4")
+    p.add_argument("--engines", metavar="LIST", help="exactly these, comma separated: float, int8, int4")
+    p.add_argument("--draft", choices=DRAFTS, help="engine to add for drafting (with --int8: int4, else none)")
+    p.add_argument("--output", type=Path, metavar="DIR", help="the bundle (default: MODEL-ENGINES here)")
+    p.add_argument("--calibration", type=Path, metavar="FILE", help=".jsonl or .txt (default: a built-in set)")
+    p.add_argument("--num-samples", type=int, default=32, metavar="N", help="sequences to calibrate on (default: 32)")
+    p.add_argument("--sample-length", type=int, default=256, metavar="N", help="tokens of each at the most (default: 256)")
+    p.add_argument("--alpha", default="search", metavar="search|off|A", help="SmoothQuant's alpha (default: search)")
+    p.add_argument(
+        *("--float-budget",), type=float, default=0.05, metavar="SHARE",
+        help="share of the weights that may stay float where int8 ruins a linear (default: 0.05)",
+    )  # fmt: skip
+    p.add_argument("--lm-head", choices=("int8", "float"), default="int8", help="precision of lm_head in the int8 engine")
+    p.add_argument("--max-length", type=int, metavar="N", help="positions of the KV cache (default: 4096, or the model's)")
+    p.add_argument("--max-batch", type=int, default=1, metavar="N", help="slots in one pass (default: 1)")
+    p.add_argument("--backend", choices=("onnxruntime",), default="onnxruntime", help="what runs the engines")
+    p.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hugging Face model")
+    p.add_argument("--force", action="store_true", help="write the bundle even when the gate fails")
+    p.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    return p
+
+
+def _options(args: argparse.Namespace) -> ExportOptions:
+    engines = _engines(args)
+    named = "-".join(name for name in engines if name != "int4" or engines == ("int4",))
+    output = args.output or Path(f"{Path(args.model).name.lower().replace(':', '-')}-{named}")
+    return ExportOptions(
+        model=args.model,
+        output=output,
+        engines=engines,
+        calibration=args.calibration,
+        samples=args.num_samples,
+        sample_length=args.sample_length if args.max_length is None else min(args.sample_length, args.max_length),
+        alphas=_alphas(args.alpha),
+        float_budget=args.float_budget,
+        max_length=args.max_length,
+        max_batch=args.max_batch,
+        float_lm_head=args.lm_head == "float",
+        revision=args.revision,
+        force=args.force,
+    )
+
+
+def _engines(args: argparse.Namespace) -> tuple[str, ...]:
+    if args.engines is None and not args.int8:
+        raise UsageError("say what to export: --int8, or --engines with a list of float, int8, int4")
+    engines = [name.strip() for name in args.engines.split(",")] if args.engines is not None else ["int8"]
+    if args.int8 and "int8" not in engines:
+        engines.append("int8")
+    draft = args.draft or ("int4" if args.engines is None else "none")
+    if draft != "none" and draft not in engines:
+        engines.append(draft)
+    return tuple(engines)
+
+
+def _alphas(text: str) -> tuple[float, ...]:
+    if text in ("search", "off"):
+        return ALPHA_GRID if text == "search" else ()
+    try:
+        return (float(text),)
+    except ValueError:
+        raise UsageError(f"--alpha {text}: give a number from 0 to 1, 'search' or 'off'") from None
+
+
+def _print(result: ExportResult, seconds: float) -> None:
+    manifest = result.manifest
+    total = sum(file.bytes for file in manifest.files)
+    print(f"{result.output}: {', '.join(manifest.engines)}, {total / 1e6:.1f} MB, {seconds:.1f} s")
+    rows = [("engine", "top-1 agreement", "mean KL", "perplexity ratio", "max |dlogit|", "left float")]
+    for name, engine in manifest.engines.items():
+        g = engine.gate
+        rows.append(
+            (
+                *(name, f"{g['top1_agreement']:.4f}", f"{g['mean_kl']:.2e}", f"{g['perplexity_ratio']:.4f}"),
+                *(f"{g['max_abs_logit_difference']:.2e}", ", ".join(engine.float_linears) if name != "float" else "all"),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    tokens = next(iter(manifest.engines.values())).gate["tokens"]
+    print(f"  against the float model in transformers, on {tokens} tokens that were not calibrated on")
+    for name, missed in result.missed.items():
+        if missed:
+            print(f"  warning: {name} fails the gate ({', '.join(missed)}); written because of --force", file=sys.stderr)
+    print(f"try: quasar-generate {result.output} \"...\"")
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    args = parser().parse_args(argv)
+    options = _options(args)
+    from tqdm import tqdm
+
+    def progress(name: str, parts: int) -> Any:
+        # without a terminal a bar is only noise in a log
+        return tqdm(desc=f"{name:<16}", total=parts, file=sys.stderr, disable=None, leave=True)
+
+    begin = time.perf_counter()
+    result = export(options, progress)
+    if args.json:
+        print(json.dumps({"output": str(result.output), **dataclasses.asdict(result.manifest), "missed": result.missed}))
+    else:
+        _print(result, time.perf_counter() - begin)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return run_command("quasar-export", lambda: _run(argv))

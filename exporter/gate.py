@@ -1,0 +1,114 @@
+"""Engines against the float model: how far they are from it, and whether that is near enough."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from quasar.engines.engine import Engine
+from quasar.engines.errors import GateError
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Distances between an engine and the float model over teacher-forced tokens.
+
+    Attributes:
+        max_abs_logit_difference: largest |logit - float logit|.
+        top1_agreement: share of positions where both rank the same token first.
+        mean_kl: mean KL(float || engine), nats.
+        perplexity_ratio: engine's perplexity of the text over the float model's.
+        tokens: positions compared.
+    """
+
+    max_abs_logit_difference: float
+    top1_agreement: float
+    mean_kl: float
+    perplexity_ratio: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The worst figures that pass; None where a figure is not judged."""
+
+    max_abs_logit_difference: float | None = None
+    top1_agreement: float | None = None
+    mean_kl: float | None = None
+    perplexity_ratio: float | None = None
+
+
+THRESHOLDS: Mapping[str, Thresholds] = {
+    "float": Thresholds(max_abs_logit_difference=1e-3),
+    "int8": Thresholds(top1_agreement=0.9, mean_kl=0.05, perplexity_ratio=1.05),
+    "int4": Thresholds(top1_agreement=0.6, perplexity_ratio=2.0),
+}
+
+
+def compare(
+    engine: Engine,
+    sequences: Sequence[Sequence[int]],
+    final_states: Sequence[torch.Tensor],
+    lm_head: torch.Tensor,
+    advance: Callable[[], object] = lambda: None,
+) -> Figures:
+    """Run each sequence through the engine and compare every position's logits with the float model's.
+
+    Args:
+        final_states: inputs of the float lm_head, [S_i, H] for each sequence.
+        lm_head: float32 [V, H].
+    """
+    worst, agreed, kl, loss, float_loss, tokens, predicted = 0.0, 0, 0.0, 0.0, 0.0, 0, 0
+    for ids, states in zip(sequences, final_states, strict=True):
+        for begin in range(0, len(ids), engine.spec.max_rows):
+            chunk = ids[begin : begin + engine.spec.max_rows]
+            rows = np.arange(len(chunk))[None]
+            logits = torch.from_numpy(engine.forward(np.array([chunk]), np.array([begin]), rows)[0])
+            reference = states[begin : begin + len(chunk)] @ lm_head.t()
+            worst = max(worst, float((logits - reference).abs().max()))
+            agreed += int((logits.argmax(-1) == reference.argmax(-1)).sum())
+            tokens += len(chunk)
+            p, q = reference.log_softmax(-1), logits.log_softmax(-1)
+            kl += float((p.exp() * (p - q)).sum())
+            following = torch.tensor(ids[begin + 1 : begin + len(chunk) + 1])[:, None]
+            loss -= float(q[: len(following)].gather(1, following).sum())
+            float_loss -= float(p[: len(following)].gather(1, following).sum())
+            predicted += len(following)
+        advance()
+    ratio = float(np.exp((loss - float_loss) / max(predicted, 1)))
+    return Figures(worst, agreed / tokens, kl / tokens, ratio, tokens)
+
+
+def failures(figures: Figures, thresholds: Thresholds) -> list[str]:
+    """The figures that miss their thresholds, one sentence each. A figure that is not a number misses."""
+    missed = []
+    for field, limit in dataclasses.asdict(thresholds).items():
+        value = getattr(figures, field)
+        if limit is None:
+            continue
+        if field == "top1_agreement" and not value >= limit:
+            missed.append(f"{field} {value:.4f} is below {limit}")
+        elif field != "top1_agreement" and not value <= limit:
+            missed.append(f"{field} {value:.4g} is above {limit}")
+    return missed
+
+
+def judge(figures: Mapping[str, Figures], force: bool) -> dict[str, list[str]]:
+    """What each engine missed.
+
+    Raises:
+        GateError: an engine missed something, and `force` is not set.
+    """
+    missed: dict[str, Any] = {name: failures(f, THRESHOLDS[name]) for name, f in figures.items()}
+    if any(missed.values()) and not force:
+        reasons = "; ".join(f"{name}: {', '.join(m)}" for name, m in missed.items() if m)
+        raise GateError(
+            f"gate failed: {reasons}. No bundle was written; calibrate on text like yours (--calibration), raise "
+            "--float-budget, or write it all the same with --force"
+        )
+    return missed

@@ -1,0 +1,132 @@
+"""Attention with a KV cache, in the two forms that runtimes accept.
+
+Both take q [B, S, Hq*D], k and v [B, S, Hkv*D] (before rotary embedding), write k and v into the cache at `start`, and
+give [B, S, Hq*D]. The caches are [B, Hkv, max_length, D]; past and present must be bound to one buffer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from quasar.exporter.architecture import Architecture
+from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
+from quasar.exporter.graph.rope import rotary_tables
+
+
+class Attention(Protocol):
+    """One form of attention, made once per graph and called once per layer."""
+
+    def __call__(
+        self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Attention output, present key, present value."""
+        ...
+
+
+def _positions(g: GraphBuilder, input_ids: ir.Value, start: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """(number of new tokens S as int64 [1], positions of the new tokens int64 [B, S])."""
+    length = g.op("Shape", input_ids, start=1, end=2)
+    scalar = g.op("Squeeze", length)
+    steps = g.op("Range", g.constant(0, np.int64), scalar, g.constant(1, np.int64))
+    return length, g.op("Add", g.op("Unsqueeze", start, g.constant([1], np.int64)), steps)
+
+
+@dataclass(frozen=True)
+class FusedAttention:
+    """`com.microsoft.GroupQueryAttention`: cost follows the valid length; on a CPU, batch 1 once there is a past."""
+
+    g: GraphBuilder
+    architecture: Architecture
+    cos: ir.Value
+    sin: ir.Value
+    last_position: ir.Value
+    total_length: ir.Value
+
+    @classmethod
+    def create(
+        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, start: ir.Value
+    ) -> FusedAttention:
+        cos, sin = rotary_tables(architecture.rope, architecture.head_dim, max_length)
+        with g.scope("position"):
+            end = g.op("Add", start, g.op("Shape", input_ids, start=1, end=2))
+            last = g.op("Cast", g.op("Sub", end, g.constant([1], np.int64)), to=ir.DataType.INT32)
+            total = g.op("Cast", g.op("ReduceMax", end, keepdims=0), to=ir.DataType.INT32)
+        return cls(g, architecture, g.weight("rope.cos", cos), g.weight("rope.sin", sin), last, total)
+
+    def __call__(
+        self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        a = self.architecture
+        # the operator's window does not count the query's own position on the left
+        window = a.sliding_windows[layer]
+        output: tuple[ir.Value, ir.Value, ir.Value] = self.g.op(
+            "GroupQueryAttention",
+            *(q, k, v, past_key, past_value, self.last_position, self.total_length, self.cos, self.sin),
+            outputs=3,
+            domain=MICROSOFT,
+            num_heads=a.num_attention_heads,
+            kv_num_heads=a.num_key_value_heads,
+            do_rotary=1,
+            local_window_size=-1 if window is None else window,
+        )
+        return output
+
+
+@dataclass(frozen=True)
+class PortableAttention:
+    """Standard operators of opset 24 alone: each slot of the batch has its own start; cost follows the buffer length.
+
+    The mask is an input of Attention, without `is_causal` and `nonpad_kv_seqlen`: TensorRT aligns the one wrongly and
+    ignores the other.
+    """
+
+    g: GraphBuilder
+    architecture: Architecture
+    cos: ir.Value
+    sin: ir.Value
+    start: ir.Value
+    positions: ir.Value
+    masks: dict[int | None, ir.Value]
+    """Per sliding window: bool [B, 1, S, max_length], true where a query may look."""
+
+    @classmethod
+    def create(
+        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, start: ir.Value
+    ) -> PortableAttention:
+        cos, sin = rotary_tables(architecture.rope, architecture.head_dim, max_length)
+        with g.scope("position"):
+            _, positions = _positions(g, input_ids, start)
+            query = g.op("Unsqueeze", positions, g.constant([1, 3], np.int64))
+            key = g.weight("positions", np.arange(max_length, dtype=np.int64))
+            causal = g.op("LessOrEqual", key, query)
+            masks: dict[int | None, ir.Value] = {None: causal}
+            for window in sorted({w for w in architecture.sliding_windows if w is not None}):
+                first_hidden = g.op("Sub", query, g.constant(window, np.int64))
+                masks[window] = g.op("And", causal, g.op("Greater", key, first_hidden))
+        return cls(g, architecture, g.weight("rope.cos", cos), g.weight("rope.sin", sin), start, positions, masks)
+
+    def __call__(
+        self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        g, a = self.g, self.architecture
+        query = self._rotate(self._heads(q, a.num_attention_heads))
+        key = self._rotate(self._heads(k, a.num_key_value_heads))
+        value = self._heads(v, a.num_key_value_heads)
+        present_key = g.op("TensorScatter", past_key, key, self.start, axis=-2)
+        present_value = g.op("TensorScatter", past_value, value, self.start, axis=-2)
+        mask = self.masks[a.sliding_windows[layer]]
+        context = g.op("Attention", query, present_key, present_value, mask)
+        merged = g.op("Reshape", g.op("Transpose", context, perm=[0, 2, 1, 3]), g.constant([0, 0, -1], np.int64))
+        return merged, present_key, present_value
+
+    def _heads(self, x: ir.Value, heads: int) -> Any:
+        g = self.g
+        shape = g.constant([0, 0, heads, self.architecture.head_dim], np.int64)
+        return g.op("Transpose", g.op("Reshape", x, shape), perm=[0, 2, 1, 3])
+
+    def _rotate(self, x: ir.Value) -> Any:
+        return self.g.op("RotaryEmbedding", x, self.cos, self.sin, self.positions)

@@ -1,0 +1,145 @@
+"""Writing an ONNX graph by hand: scoped node names, and weights streamed to one external data file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+OPSET = 24
+IR_VERSION = 11
+MICROSOFT = "com.microsoft"
+# ONNX Runtime maps a tensor from the file only where its offset is a multiple of the page size
+PAGE = 4096
+INLINE_BYTES = 1024
+
+
+class WeightFile:
+    """An external data file that grows by one tensor at a time; nothing of it stays in memory.
+
+    Args:
+        path: the file; it is created, and lies beside the graphs that refer to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._values: dict[str, ir.Value] = {}
+        self._file = path.open("wb")
+
+    def add(self, name: str, array: np.ndarray) -> ir.Value:
+        """Append a tensor under `name`; a name that is there already gives the tensor that is there."""
+        if name in self._values:
+            return self._values[name]
+        array = np.ascontiguousarray(array)
+        dtype = ir.DataType.from_numpy(array.dtype)
+        shape = ir.Shape(array.shape)
+        if array.nbytes <= INLINE_BYTES:
+            tensor: Any = ir.Tensor(array, name=name)
+        else:
+            self._file.write(bytes(-self._file.tell() % PAGE))
+            offset = self._file.tell()
+            self._file.write(array.reshape(-1).view(np.uint8).data)
+            tensor = ir.ExternalTensor(
+                self.path.name, offset, array.nbytes, dtype, shape=shape, name=name, base_dir=self.path.parent
+            )
+        self._values[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype), const_value=tensor)
+        return self._values[name]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> WeightFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class GraphBuilder:
+    """Nodes in order, each named by the scopes it was written in: `/model/layers.3/self_attn/q_proj/MatMul`."""
+
+    def __init__(self, weights: WeightFile, embedding: WeightFile | None = None) -> None:
+        self._weights = weights
+        self._embedding = embedding or weights
+        self._scopes: list[str] = []
+        self._nodes: list[ir.Node] = []
+        self._names: dict[str, int] = {}
+        self._initializers: dict[str, ir.Value] = {}
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+
+    @contextmanager
+    def scope(self, name: str) -> Iterator[None]:
+        self._scopes.append(name)
+        try:
+            yield
+        finally:
+            self._scopes.pop()
+
+    def input(self, name: str, dtype: Any, shape: Sequence[int | str]) -> ir.Value:
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype))))
+        self._inputs.append(value)
+        return value
+
+    def output(self, name: str, value: ir.Value, dtype: Any, shape: Sequence[int | str]) -> None:
+        value.name = name
+        value.shape = ir.Shape(shape)
+        value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
+        self._outputs.append(value)
+
+    def op(
+        self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, domain: str = "", **attributes: Any
+    ) -> Any:
+        """Append a node; gives its output, or a tuple of them where `outputs` is more than one."""
+        name = self._unique("/" + "/".join([*self._scopes, op_type]))
+        values = [ir.Value(name=f"{name}_output_{i}") for i in range(outputs)]
+        self._nodes.append(ir.node(op_type, inputs, attributes, domain=domain, outputs=values, name=name))
+        return values[0] if outputs == 1 else tuple(values)
+
+    def weight(self, name: str, array: np.ndarray) -> ir.Value:
+        return self._use(self._weights.add(name, array))
+
+    def embedding(self, name: str, array: np.ndarray) -> ir.Value:
+        """A tensor of the data file that engines share; `array` is written by the first engine only."""
+        return self._use(self._embedding.add(name, array))
+
+    def constant(self, value: Any, dtype: Any) -> ir.Value:
+        """A small literal; equal literals are one initializer."""
+        array = np.asarray(value, dtype=dtype)
+        name = f"constant_{array.dtype}_{'x'.join(map(str, array.shape))}_{'_'.join(str(x) for x in array.reshape(-1))}"
+        if name not in self._initializers:
+            tensor = ir.Tensor(array, name=name)
+            self._use(ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor))
+        return self._initializers[name]
+
+    def _use(self, value: ir.Value) -> ir.Value:
+        name = value.name
+        if name is None:
+            raise ValueError("an initializer needs a name")
+        if name not in self._initializers:  # a value belongs to one graph, a tensor may serve several
+            self._initializers[name] = ir.Value(
+                name=name, shape=value.shape, type=value.type, const_value=value.const_value
+            )
+        return self._initializers[name]
+
+    def _unique(self, name: str) -> str:
+        count = self._names.get(name, 0)
+        self._names[name] = count + 1
+        return f"{name}_{count}" if count else name
+
+    def save(self, path: Path, name: str) -> None:
+        """Write the graph; external weights must lie in the same folder."""
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._nodes,
+            initializers=list(self._initializers.values()),
+            opset_imports={"": OPSET, MICROSOFT: 1},
+            name=name,
+        )
+        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="quasar")
+        path.write_bytes(ir.to_proto(model).SerializeToString())

@@ -1,0 +1,152 @@
+"""The decoder as an ONNX graph: token ids and a KV cache in, logits of the wanted rows out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+
+from quasar.calibration.source import TensorSource
+from quasar.exporter.architecture import Architecture
+from quasar.exporter.graph.attention import FusedAttention, PortableAttention
+from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
+from quasar.exporter.graph.linear import Linear
+
+AttentionForm = Literal["fused", "portable"]
+ATTENTION = {"fused": FusedAttention, "portable": PortableAttention}
+
+
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Writes the graph of one engine.
+
+    Attributes:
+        linear: how the seven projections of each layer are stored and computed.
+        lm_head: the same for the projection to the vocabulary.
+        attention: `fused` (one stream on ONNX Runtime) or `portable` (ragged batches, any runtime).
+        half_embedding: store the embedding rows as float16, shared between engines; else as float32 of this engine.
+    """
+
+    architecture: Architecture
+    linear: Linear
+    lm_head: Linear
+    attention: AttentionForm
+    max_length: int
+    max_batch: int = 1
+    half_embedding: bool = True
+
+    def write(self, g: GraphBuilder, source: TensorSource, advance: Callable[[], object] = lambda: None) -> None:
+        """Append inputs, nodes, weights and outputs to `g`; `advance` is called once per layer."""
+        a = self.architecture
+        batch: int | str = "batch" if self.max_batch > 1 else 1
+        input_ids = g.input("input_ids", np.int64, [batch, "length"])
+        start = g.input("start", np.int64, [batch])
+        rows = g.input("rows", np.int64, [batch, "rows"])
+        cache_shape = [batch, a.num_key_value_heads, self.max_length, a.head_dim]
+        attend = ATTENTION[self.attention].create(g, a, self.max_length, input_ids, start)
+
+        with g.scope("model"):
+            with g.scope("embed_tokens"):
+                hidden = self._embed(g, source, input_ids)
+            update = None  # what the last block adds to the residual stream; added inside the next norm
+            for layer in range(a.num_hidden_layers):
+                past = [g.input(f"past.{layer}.{kind}", np.float32, cache_shape) for kind in ("key", "value")]
+                prefix = f"model.layers.{layer}"
+                with g.scope(f"layers.{layer}"):
+                    x, hidden = self._norm(g, source, f"{prefix}.input_layernorm", hidden, update)
+                    with g.scope("self_attn"):
+                        q, k, v = self._project_qkv(g, source, prefix, x)
+                        context, *present = attend(layer, q, k, v, past[0], past[1])
+                        if layer == a.num_hidden_layers - 1:  # beyond its keys and values, only wanted rows matter
+                            context, hidden = (self._select(g, value, rows) for value in (context, hidden))
+                        update = self._linear(g, source, f"{prefix}.self_attn.o_proj", context)
+                    x, hidden = self._norm(g, source, f"{prefix}.post_attention_layernorm", hidden, update)
+                    with g.scope("mlp"):
+                        update = self._mlp(g, source, prefix, x)
+                for kind, value in zip(("key", "value"), present, strict=True):
+                    g.output(f"present.{layer}.{kind}", value, np.float32, cache_shape)
+                advance()
+            x, _ = self._norm(g, source, "model.norm", hidden, update)
+        with g.scope("lm_head"):
+            logits = self.lm_head(g, "lm_head", x, source.tensor("lm_head.weight"), None)
+        g.output("logits", logits, np.float32, [batch, "rows", a.vocab_size])
+
+    def _embed(self, g: GraphBuilder, source: TensorSource, input_ids: ir.Value) -> Any:
+        name = "model.embed_tokens.weight"
+        if not self.half_embedding:
+            return g.op("Gather", g.weight(name, source.tensor(name).numpy()), input_ids)
+        rows = g.op("Gather", g.embedding(name, source.tensor(name).half().numpy()), input_ids)
+        return g.op("Cast", rows, to=ir.DataType.FLOAT)
+
+    def _norm(
+        self, g: GraphBuilder, source: TensorSource, name: str, x: ir.Value, update: ir.Value | None
+    ) -> tuple[Any, Any]:
+        """(RMSNorm(x + update), x + update)"""
+        weight = g.weight(f"{name}.weight", source.tensor(f"{name}.weight").numpy())
+        epsilon = self.architecture.rms_norm_eps
+        with g.scope(name.rsplit(".", 1)[1]):
+            if self.attention == "portable":
+                total = x if update is None else g.op("Add", x, update)
+                return g.op("RMSNormalization", total, weight, axis=-1, epsilon=epsilon), total
+            if update is None:
+                return g.op("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=epsilon), x
+            normed, _, _, total = g.op(
+                *("SkipSimplifiedLayerNormalization", x, update, weight), outputs=4, domain=MICROSOFT, epsilon=epsilon
+            )
+            return normed, total
+
+    def _linear(self, g: GraphBuilder, source: TensorSource, name: str, x: ir.Value) -> ir.Value:
+        return self._fused_linear(g, source, name, [name], x)
+
+    def _fused_linear(self, g: GraphBuilder, source: TensorSource, name: str, parts: list[str], x: ir.Value) -> ir.Value:
+        """One linear made of several that read the same input, their outputs side by side."""
+        names = {tensor for tensor, _ in self.architecture.layer_tensors(_layer_of(name))}
+        weight = torch.cat([source.tensor(f"{part}.weight") for part in parts])
+        bias = None
+        if f"{parts[0]}.bias" in names:
+            bias = torch.cat([source.tensor(f"{part}.bias") for part in parts])
+        with g.scope(name.rsplit(".", 1)[1]):
+            return self.linear(g, name, x, weight, bias)
+
+    def _project_qkv(
+        self, g: GraphBuilder, source: TensorSource, prefix: str, x: ir.Value
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        a = self.architecture
+        parts = [f"{prefix}.self_attn.{kind}_proj" for kind in "qkv"]
+        fused = self._fused_linear(g, source, f"{prefix}.self_attn.qkv_proj", parts, x)
+        sizes = g.constant([a.query_size, a.key_value_size, a.key_value_size], np.int64)
+        q, k, v = g.op("Split", fused, sizes, outputs=3, axis=-1)
+        if a.qk_norm:
+            q = self._head_norm(g, source, f"{prefix}.self_attn.q_norm", q, a.num_attention_heads)
+            k = self._head_norm(g, source, f"{prefix}.self_attn.k_norm", k, a.num_key_value_heads)
+        return q, k, v
+
+    def _head_norm(self, g: GraphBuilder, source: TensorSource, name: str, x: ir.Value, heads: int) -> Any:
+        split = g.op("Reshape", x, g.constant([0, 0, heads, self.architecture.head_dim], np.int64))
+        normed, _ = self._norm(g, source, name, split, None)
+        return g.op("Reshape", normed, g.constant([0, 0, heads * self.architecture.head_dim], np.int64))
+
+    def _mlp(self, g: GraphBuilder, source: TensorSource, prefix: str, x: ir.Value) -> ir.Value:
+        parts = [f"{prefix}.mlp.{kind}_proj" for kind in ("gate", "up")]
+        fused = self._fused_linear(g, source, f"{prefix}.mlp.gate_up_proj", parts, x)
+        gate, up = g.op("Split", fused, outputs=2, axis=-1, num_outputs=2)
+        if self.attention == "portable":
+            activated = g.op("Swish", gate)
+        else:
+            activated = g.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(alpha * x)
+        return self._linear(g, source, f"{prefix}.mlp.down_proj", g.op("Mul", activated, up))
+
+    def _select(self, g: GraphBuilder, x: ir.Value, rows: ir.Value) -> Any:
+        """Rows of x [B, S, H] -> [B, R, H], per slot of the batch."""
+        return g.op("GatherND", x, g.op("Unsqueeze", rows, g.constant([2], np.int64)), batch_dims=1)
+
+
+def _layer_of(name: str) -> int:
+    return int(name.split(".")[2])

@@ -1,0 +1,171 @@
+"""quasar-generate"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from quasar.engines.command import EXIT_CODES, run_command
+from quasar.engines.errors import UsageError
+from quasar.runtime.generate import DRAFT_LENGTH, Generation, Model, Result, load
+from quasar.runtime.sampling import SamplingParams
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    p = argparse.ArgumentParser(
+        prog="quasar-generate",
+        description="Generate text from a bundle. Without PROMPT it chats.",
+        epilog=EXIT_CODES,
+    )
+    p.add_argument("bundle", metavar="BUNDLE", help="directory that quasar-export wrote")
+    p.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to answer; it goes through the chat template")
+    p.add_argument("--chain", metavar="C", help="e.g. int8, float, 'prompt-lookup > int8' (default: the bundle's own)")
+    p.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
+    p.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy, the only choice in this release")
+    p.add_argument("--seed", type=int, metavar="S", help="has no effect on greedy decoding")
+    p.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
+    p.add_argument("--ignore-eos", action="store_true", help="go on past the model's end tokens")
+    p.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
+    p.add_argument("--token-ids", type=Path, metavar="FILE", help='answer each row {"ids": [...]} of a .jsonl file')
+    p.add_argument("--json", action="store_true", help="print one JSON object per answer, with statistics")
+    p.add_argument("--stats", action="store_true", help="print statistics after each answer")
+    p.add_argument("--draft-length", type=int, default=DRAFT_LENGTH, metavar="K", help=f"tokens proposed a round (default: {DRAFT_LENGTH})")
+    p.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt (default: cpu)")
+    p.add_argument("--threads", type=int, default=0, metavar="N", help="threads of one operator (default: one per core)")
+    p.add_argument("--verify", action="store_true", help="check the hash of every file first")
+    return p
+
+
+def _params(args: argparse.Namespace) -> SamplingParams:
+    return SamplingParams(
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+        stop=tuple(args.stop),
+        ignore_eos=args.ignore_eos,
+    )
+
+
+def _read_rows(file: Path) -> list[list[int]]:
+    """Rows of token ids; a broken one is named by its line."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--token-ids {file}: cannot be read ({error})") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            ids = json.loads(line)["ids"]
+        except (ValueError, KeyError, TypeError):
+            ids = None
+        if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
+            raise UsageError(f'--token-ids {file}, line {number}: not a row {{"ids": [1, 2, 3]}}')
+        rows.append(ids)
+    if not rows:
+        raise UsageError(f"--token-ids {file}: no rows")
+    return rows
+
+
+def _to_json(result: Result) -> str:
+    return json.dumps(
+        {
+            "ids": result.ids,
+            "text": result.text,
+            "finish_reason": result.finish_reason,
+            "statistics": result.statistics.to_dict(),
+        },
+        ensure_ascii=False,
+    )
+
+
+def _answer(generation: Generation, args: argparse.Namespace) -> Result:
+    """Run a generation and print it: piece by piece, or as one JSON object. Ctrl-C ends it early."""
+    interrupted = False
+    try:
+        for piece in generation:
+            if not args.json:
+                print(piece.text, end="", flush=True)
+    except KeyboardInterrupt:
+        generation.cancel()
+        interrupted = True
+    result = generation.result
+    print(_to_json(result) if args.json else "", flush=True)
+    if args.stats:
+        print(result.statistics, file=sys.stderr)
+    if interrupted and not _is_chat(args):
+        raise KeyboardInterrupt
+    return result
+
+
+def _is_chat(args: argparse.Namespace) -> bool:
+    return args.prompt is None and args.token_ids is None
+
+
+def _user_turns() -> Iterator[str]:
+    """Lines of the user, until the end of the input."""
+    if sys.stdin.isatty():
+        import contextlib
+
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (line editing and history)
+        print("Ctrl-D ends the chat, Ctrl-C an answer.", file=sys.stderr)
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line
+
+
+def _chat(model: Model, params: SamplingParams, args: argparse.Namespace) -> None:
+    if not model.tokenizer.has_chat_template:
+        raise UsageError("this model has no chat template, so it cannot chat; give a PROMPT with --raw")
+    messages: list[dict[str, str]] = []
+    for line in _user_turns():
+        messages.append({"role": "user", "content": line})
+        result = _answer(model.stream(messages=messages, params=params, reuse_cache=True), args)
+        messages.append({"role": "assistant", "content": result.text})
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    args = parser().parse_args(argv)
+    if args.prompt is not None and args.token_ids is not None:
+        raise UsageError("give either PROMPT or --token-ids")
+    params = _params(args)
+    rows = _read_rows(args.token_ids) if args.token_ids else None
+    with load(
+        args.bundle,
+        args.chain,
+        provider=args.provider,
+        threads=args.threads,
+        verify=args.verify,
+        draft_length=args.draft_length,
+    ) as model:
+        if rows is not None:
+            for number, ids in enumerate(rows, start=1):
+                try:
+                    generation = model.stream(ids, params)
+                except UsageError as error:
+                    raise UsageError(f"--token-ids {args.token_ids}, row {number}: {error}") from None
+                _answer(generation, args)
+        elif args.prompt is None:
+            _chat(model, params, args)
+        else:
+            prompt: Any = args.prompt if args.raw else [{"role": "user", "content": args.prompt}]
+            _answer(model.stream(prompt, params), args)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    return run_command("quasar-generate", lambda: _run(argv))
+
+
