@@ -63,7 +63,7 @@ def load_prompts(
         text, name = _read(file), file.name
         if file.suffix == ".txt":
             ids = encode(text)
-            sequences = (ids[i : i + length] for i in range(0, len(ids), length))
+            sequences = iter([ids[i : i + length] for i in range(0, len(ids), length)])
         else:
             sequences = _from_rows(text, str(file), encode, encode_messages)
     wanted = samples + max(1, samples // 4)
@@ -98,12 +98,12 @@ def _from_rows(
     encode: Callable[[str], list[int]],
     encode_messages: Callable[[Sequence[Any]], list[int]],
 ) -> Iterator[list[int]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split at U+2028 inside a string
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"--calibration {where}, line {number}: not JSON ({error}); correct or remove the row") from None
         messages = _messages(row) if isinstance(row, dict) else None
         if messages is not None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -191,7 +192,11 @@ def _inside(root: Path, name: str) -> Path:
     if not name or pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name:
         raise BundleError(f"{root / MANIFEST}: path {name!r} leaves the bundle; do not load it")
     path = root / pure
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        inside = path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, not encodable
+        raise BundleError(f"{root / MANIFEST}: path {name[:80]!r} cannot be followed ({type(error).__name__})") from None
+    if not inside:
         raise BundleError(f"{root / MANIFEST}: {name!r} is a link out of the bundle; do not load it")
     return path
 
@@ -225,9 +230,12 @@ def open_bundle(root: str | os.PathLike[str], verify: bool = False) -> Bundle:
 
 
 def _check_file(path: Path, file: BundleFile, verify: bool) -> None:
-    if not path.is_file():
-        raise BundleError(f"{path}: missing; copy the whole bundle, or export it again")
-    size = path.stat().st_size
+    try:
+        status = path.stat()
+    except OSError as error:
+        reason = "missing" if isinstance(error, FileNotFoundError) else error.strerror
+        raise BundleError(f"{str(path)[:200]}: {reason}; copy the whole bundle, or export it again") from None
+    size = status.st_size if stat.S_ISREG(status.st_mode) else -1
     if size != file.bytes:
         raise BundleError(f"{path}: {size} bytes, the manifest says {file.bytes}; copy the whole bundle, or export it again")
     if verify and file_sha256(path) != file.sha256:
@@ -289,6 +297,7 @@ def atomic_bundle(output: Path) -> Iterator[Path]:
 
 
 def _replace_directory(new: Path, output: Path) -> None:
+    output = output.resolve()  # the bundle that a link points to is replaced, not the link
     if not output.exists():
         new.rename(output)
         return

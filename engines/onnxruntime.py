@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import platform
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,8 @@ PROVIDERS = {
 # tokens in one pass: more would not be faster, and activations grow with them
 MAX_ROWS = 256
 LOG_ERRORS_ONLY = 3
+# precisions whose kernels give a row the same bits in every pass of two or more rows (tested)
+BATCH_INVARIANT = ("float32", "w8a8")
 
 
 def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.InferenceSession:
@@ -45,8 +50,8 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.In
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = LOG_ERRORS_ONLY
-    # on x86 without VNNI the u8s8 kernel overflows 16 bits; this takes the slower, right one there
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if _u8s8_overflows():  # costs two seconds and a copy of the weights at loading, so not without need
+        options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = ort.InferenceSession(path, options, providers=[name])
     except Exception as error:  # onnxruntime's own exceptions share no base class
@@ -57,6 +62,20 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.In
             f"provider {provider}: {name} is installed but did not start (driver or libraries missing); use --provider cpu"
         )
     return session
+
+
+def _u8s8_overflows() -> bool:
+    """Whether this is an x86 processor without VNNI, whose u8 x s8 kernel saturates sums in 16 bits.
+
+    True where it cannot be told: ONNX Runtime then uses its exact u8 x u8 kernel.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    return re.search(r"\bavx(512)?_vnni\b", flags) is None
 
 
 def zeros(shape: tuple[int, ...]) -> Float32:
@@ -72,13 +91,31 @@ class OnnxEngine:
     """An engine on ONNX Runtime.
 
     Past and present of every layer are bound to one buffer, so a step writes its keys and values in place.
+
+    Args:
+        batch_invariant: make a row's logits the same to the last bit, however many rows share its pass. ONNX Runtime's
+            attention takes another kernel for a single row than for several, and quantization turns its last-bit
+            differences into visible ones; so single rows are run twice, which costs time and one position of the cache.
     """
 
-    def __init__(self, bundle: Bundle, entry: EngineEntry, provider: str = "cpu", threads: int = 0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        entry: EngineEntry,
+        provider: str = "cpu",
+        threads: int = 0,
+        batch_invariant: bool = False,
+    ) -> None:
+        if batch_invariant and entry.precision not in BATCH_INVARIANT:
+            raise UsageError(
+                f"engine {entry.name}: the kernels of {entry.precision} round differently for other numbers of rows; "
+                f"batch invariance is for {', '.join(BATCH_INVARIANT)}"
+            )
+        self._batch_invariant = batch_invariant
         self._spec = EngineSpec(
             entry.name,
             entry.vocab_size,
-            entry.max_length,
+            entry.max_length - batch_invariant,
             min(MAX_ROWS, entry.max_length),
             entry.max_batch,
             entry.precision,
@@ -108,6 +145,8 @@ class OnnxEngine:
     def forward(self, tokens: Int64, start: Int64, rows: Int64) -> Float32:
         """See `Engine.forward`."""
         check_call(self._spec, tokens, start, rows)
+        if self._batch_invariant and tokens.shape[1] == 1:
+            tokens = np.repeat(tokens, 2, axis=1)
         batch, count = rows.shape
         binding = self._binding(batch)
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens))

@@ -24,6 +24,7 @@ from quasar.engines.errors import UsageError
 from quasar.engines.onnxruntime import OnnxEngine
 from quasar.exporter.checkpoint import Checkpoint, open_checkpoint, read_json
 from quasar.exporter.gate import THRESHOLDS, Figures, compare, judge
+from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.decoder import AttentionForm, Decoder
 from quasar.exporter.graph.linear import BlockLinear, FloatLinear, Linear, W8A8Linear
@@ -32,8 +33,8 @@ from quasar.runtime.tokenizer import Tokenizer
 ENGINES = ("float", "int8", "int4")
 PRECISIONS = {
     "float": "float32",
-    "int8": "W8A8: int8 weights per output channel, static int8 activations",
-    "int4": "4-bit weights in blocks, int8 activations per block",
+    "int8": "w8a8",  # int8 weights per output channel, static int8 activations
+    "int4": "w4a8",  # 4-bit weights in blocks, int8 activations per block at run time
 }
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 PACKAGES = ("quasar-toolchain", "onnxruntime", "onnx-ir", "torch", "transformers", "tokenizers")
@@ -157,7 +158,8 @@ class _Writer:
         self._calibration = calibration
         self._root = root
         self._max_length = max_length
-        self._attention: AttentionForm = "fused" if options.max_batch == 1 else "portable"
+        fused = can_fuse(checkpoint.architecture, options.max_batch)
+        self._attention: AttentionForm = "fused" if fused else "portable"
 
     def write(self, progress: Progress) -> list[EngineEntry]:
         with _embedding_file(self._root, self._options.engines) as embedding:

@@ -43,10 +43,12 @@ class Thresholds:
     perplexity_ratio: float | None = None
 
 
+# Agreement is low between near-ties, of which flat distributions (a model with random weights) are full; KL is not. So
+# KL and perplexity judge, and agreement only catches what they miss. int4 is a draft: the chain corrects it.
 THRESHOLDS: Mapping[str, Thresholds] = {
     "float": Thresholds(max_abs_logit_difference=1e-3),
-    "int8": Thresholds(top1_agreement=0.9, mean_kl=0.05, perplexity_ratio=1.05),
-    "int4": Thresholds(top1_agreement=0.6, perplexity_ratio=2.0),
+    "int8": Thresholds(top1_agreement=0.8, mean_kl=0.05, perplexity_ratio=1.05),
+    "int4": Thresholds(mean_kl=0.5, perplexity_ratio=1.5),
 }
 
 

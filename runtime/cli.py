@@ -34,7 +34,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--token-ids", type=Path, metavar="FILE", help='answer each row {"ids": [...]} of a .jsonl file')
     p.add_argument("--json", action="store_true", help="print one JSON object per answer, with statistics")
     p.add_argument("--stats", action="store_true", help="print statistics after each answer")
-    p.add_argument("--draft-length", type=int, default=DRAFT_LENGTH, metavar="K", help=f"tokens proposed a round (default: {DRAFT_LENGTH})")
+    p.add_argument(
+        *("--draft-length",), type=int, default=DRAFT_LENGTH, metavar="K",
+        help=f"tokens proposed a round (default: {DRAFT_LENGTH})",
+    )  # fmt: skip
+    p.add_argument(
+        *("--batch-invariant",), action="store_true",
+        help="the same tokens whatever the draft length, also at near-ties; slower single-row steps",
+    )  # fmt: skip
     p.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt (default: cpu)")
     p.add_argument("--threads", type=int, default=0, metavar="N", help="threads of one operator (default: one per core)")
     p.add_argument("--verify", action="store_true", help="check the hash of every file first")
@@ -148,6 +155,7 @@ def _run(argv: Sequence[str] | None) -> int:
         threads=args.threads,
         verify=args.verify,
         draft_length=args.draft_length,
+        batch_invariant=args.batch_invariant,
     ) as model:
         if rows is not None:
             for number, ids in enumerate(rows, start=1):

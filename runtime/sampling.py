@@ -43,12 +43,17 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
+        for name in ("stop", "stop_token_ids"):
+            if not isinstance(getattr(self, name), (tuple, list)):
+                raise UsageError(f"{name} is {getattr(self, name)!r}; give a tuple")
         if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
             raise UsageError(f"max_new_tokens is {self.max_new_tokens!r}; at least 1 is needed")
-        if not math.isfinite(self.temperature) or self.temperature < 0:
-            raise UsageError(f"temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if not isinstance(self.temperature, (int, float)) or not 0 <= self.temperature < math.inf:
+            raise UsageError(f"temperature is {self.temperature!r}; it must be 0 (greedy) or more")
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise UsageError("stop holds an empty string, which is everywhere; leave it out")
+        if any(not isinstance(token, int) for token in self.stop_token_ids):
+            raise UsageError(f"stop_token_ids is {self.stop_token_ids!r}; give token ids")
         for name, greedy in _GREEDY.items():
             if getattr(self, name) != greedy:
                 raise UsageError(

@@ -60,6 +60,10 @@ class Tokenizer:
 
     def encode(self, text: str, special_tokens: bool = True) -> list[int]:
         """Token ids; with `special_tokens`, those that the tokenizer puts around a text are added."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the text is not Unicode at character {error.start}; give UTF-8") from None
         ids: list[int] = self._file.encode(text, add_special_tokens=special_tokens).ids
         return ids
 

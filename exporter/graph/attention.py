@@ -27,6 +27,11 @@ class Attention(Protocol):
         ...
 
 
+def can_fuse(architecture: Architecture, max_batch: int) -> bool:
+    """Whether ONNX Runtime's fused operator takes the model on a CPU: one stream, heads of a multiple of 16."""
+    return max_batch == 1 and architecture.head_dim % 16 == 0
+
+
 def _positions(g: GraphBuilder, input_ids: ir.Value, start: ir.Value) -> tuple[ir.Value, ir.Value]:
     """(number of new tokens S as int64 [1], positions of the new tokens int64 [B, S])."""
     length = g.op("Shape", input_ids, start=1, end=2)
@@ -61,7 +66,6 @@ class FusedAttention:
         self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         a = self.architecture
-        # the operator's window does not count the query's own position on the left
         window = a.sliding_windows[layer]
         output: tuple[ir.Value, ir.Value, ir.Value] = self.g.op(
             "GroupQueryAttention",

@@ -1,0 +1,239 @@
+"""Tier 3: whatever is proposed, the tokens are the verifier's own; the cuts are exact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import DEMO
+from quasar.engines.errors import BundleError, QuasarError, UsageError
+from quasar.runtime import Model, SamplingParams, load
+from transformers import AutoModelForCausalLM
+
+QUESTIONS = [
+    "A baker has 24 rolls and sells 9 of them. How many rolls are left?",
+    "Mia reads 12 pages a day for 7 days. The book has 100 pages. How many pages are left?",
+    "Tom buys 3 boxes of 8 pens. He gives 5 pens to each of his 4 friends. How many pens does he keep?",
+]
+
+
+@pytest.fixture(scope="module")
+def plain(demo_bundle: Path) -> Iterator[Model]:
+    with load(demo_bundle, chain="int8") as model:
+        yield model
+
+
+def chat(question: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}]
+
+
+def test_batch_invariance_is_refused_where_kernels_do_not_give_it(demo_bundle: Path) -> None:
+    with pytest.raises(UsageError, match="batch invariance is for float32, w8a8"):
+        load(demo_bundle, chain="int4", batch_invariant=True)
+
+
+@pytest.mark.parametrize("engine", ["float", "int8"])
+def test_proposals_change_no_token(demo_bundle: Path, engine: str) -> None:
+    params = SamplingParams(max_new_tokens=150, ignore_eos=True)
+    with load(demo_bundle, chain=engine, batch_invariant=True) as model:
+        expected = [model.generate(chat(question), params).ids for question in QUESTIONS]
+    for draft_length in (1, 2, 5, 13):
+        chain = f"prompt-lookup > {engine}"
+        with load(demo_bundle, chain=chain, draft_length=draft_length, batch_invariant=True) as model:
+            results = [model.generate(chat(question), params) for question in QUESTIONS]
+        assert [result.ids for result in results] == expected
+        assert all(result.statistics.accepted > 0 for result in results)
+
+
+@pytest.mark.parametrize("engine", ["float", "int8"])
+def test_without_batch_invariance_only_near_ties_are_decided_otherwise(demo_bundle: Path, engine: str) -> None:
+    params = SamplingParams(max_new_tokens=60)
+    with load(demo_bundle, chain=engine) as alone, load(demo_bundle, chain=f"prompt-lookup > {engine}") as chain:
+        for question in QUESTIONS:
+            prompt = alone.tokenize(chat(question))
+            expected, found = alone.generate(prompt, params).ids, chain.generate(prompt, params).ids
+            if found == expected:
+                continue
+            same = next(i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b)
+            ids = np.array([prompt + expected[:same]])
+            rows = np.array([[ids.shape[1] - 1]])
+            logits = alone.engines[engine].forward(ids, np.zeros(1, np.int64), rows)[0, 0]
+            assert logits[expected[same]] - logits[found[same]] < 0.25
+
+
+def test_float_tokens_are_those_of_transformers(demo_bundle: Path, shared: Path) -> None:
+    """Every greedy token of the 80 rows: by induction, the reference's choice after the same prefix."""
+    reference = AutoModelForCausalLM.from_pretrained(DEMO, dtype=torch.float32).eval()
+    rows = [json.loads(line) for line in (shared / "prompts" / "demo.jsonl").read_text().splitlines()]
+    with load(demo_bundle, chain="prompt-lookup > float") as model, torch.inference_mode():
+        for row in rows:
+            prompt = model.tokenize(chat(row["turns"][0]))
+            ids = model.generate(prompt, SamplingParams(max_new_tokens=64)).ids
+            best = reference(torch.tensor([prompt + ids])).logits[0].argmax(-1).tolist()
+            assert ids == best[len(prompt) - 1 : -1]
+
+
+def test_int8_agrees_with_float_on_answers(demo_bundle: Path, shared: Path) -> None:
+    rows = [json.loads(line) for line in (shared / "prompts" / "demo.jsonl").read_text().splitlines()]
+    agreed = []
+    with load(demo_bundle, chain="float") as exact, load(demo_bundle, chain="int8") as quantized:
+        for row in rows:
+            prompt = exact.tokenize(chat(row["turns"][0]))
+            ids = np.array([(prompt + exact.generate(prompt, SamplingParams(max_new_tokens=64)).ids)[:256]])
+            wanted = np.arange(len(prompt) - 1, ids.shape[1])[None]
+            zero = np.zeros(1, np.int64)
+            best = [m.engines[name].forward(ids, zero, wanted)[0].argmax(-1) for m, name in ((exact, "float"), (quantized, "int8"))]
+            agreed.extend(best[0] == best[1])
+    assert np.mean(agreed) >= 0.97
+
+
+def test_end_tokens_stop_an_accepted_run(demo_bundle: Path) -> None:
+    with load(demo_bundle, chain="prompt-lookup > int8") as model:
+        endless = model.generate(chat(QUESTIONS[0]), SamplingParams(max_new_tokens=120, ignore_eos=True))
+        for position in range(3, 60, 4):
+            token = endless.ids[position]
+            done = model.generate(
+                chat(QUESTIONS[0]), SamplingParams(max_new_tokens=120, ignore_eos=True, stop_token_ids=(token,))
+            )
+            assert done.ids == endless.ids[: endless.ids.index(token) + 1]
+            assert done.finish_reason == "stop"
+
+
+def test_the_model_ends_its_own_answer(demo_bundle: Path, plain: Model) -> None:
+    done = plain.generate(chat(QUESTIONS[0]))
+    assert done.finish_reason == "stop"
+    assert done.ids[-1] == 2
+    assert "<|im_end|>" not in done.text
+    assert done.text == plain.tokenizer.decode(done.ids)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 20])
+def test_max_new_tokens_is_exact(demo_bundle: Path, limit: int) -> None:
+    with load(demo_bundle, chain="prompt-lookup > int8", draft_length=9) as model:
+        long = model.generate(chat(QUESTIONS[1]), SamplingParams(max_new_tokens=40, ignore_eos=True))
+        done = model.generate(chat(QUESTIONS[1]), SamplingParams(max_new_tokens=limit, ignore_eos=True))
+    assert done.ids == long.ids[:limit]
+    assert done.finish_reason == "length"
+
+
+@pytest.mark.parametrize("chain", ["int8", "prompt-lookup > int8"])
+def test_a_full_context_ends_the_answer(demo_bundle: Path, chain: str) -> None:
+    with load(demo_bundle, chain=chain) as model:
+        prompt = (model.tokenize(chat(QUESTIONS[0])) * 200)[: model.max_length - 10]
+        done = model.generate(prompt, SamplingParams(max_new_tokens=100, ignore_eos=True))
+        assert (len(done.ids), done.finish_reason) == (10, "length")
+        with pytest.raises(UsageError, match="max-length"):
+            model.generate(prompt + [5] * 10)
+
+
+def test_stop_strings_cut_the_text_and_the_run(demo_bundle: Path) -> None:
+    with load(demo_bundle, chain="prompt-lookup > int8") as model:
+        full = model.generate(chat(QUESTIONS[2]), SamplingParams(max_new_tokens=80, ignore_eos=True))
+        for begin in (5, 17, 40):
+            stop = full.text[begin : begin + 6]
+            params = SamplingParams(max_new_tokens=80, ignore_eos=True, stop=("no such text", stop))
+            done = model.generate(chat(QUESTIONS[2]), params)
+            assert done.text == full.text[: full.text.index(stop)]
+            assert done.finish_reason == "stop"
+            assert done.ids == full.ids[: len(done.ids)]
+            assert stop in model.tokenizer.decode(done.ids)
+            assert stop not in model.tokenizer.decode(done.ids[:-1])
+            pieces = [piece.text for piece in model.stream(chat(QUESTIONS[2]), params)]
+            assert "".join(pieces) == done.text
+
+
+def test_streamed_pieces_are_the_result(plain: Model) -> None:
+    generation = plain.stream(chat(QUESTIONS[1]))
+    pieces = list(generation)
+    assert "".join(piece.text for piece in pieces) == generation.result.text
+    assert [token for piece in pieces for token in piece.ids] == generation.result.ids
+
+
+def test_prefill_in_chunks_gives_the_tokens_of_one_pass(demo_bundle: Path, plain: Model) -> None:
+    prompt = plain.tokenize(chat(" ".join(QUESTIONS)))
+    expected = plain.generate(prompt, SamplingParams(max_new_tokens=20)).ids
+    engine = plain.engines["int8"]
+    spec = engine.spec
+    try:
+        for limit in (7, 32, len(prompt) - 1):
+            engine._spec = spec.__class__(**{**spec.__dict__, "max_rows": limit})  # type: ignore[attr-defined]
+            assert plain.generate(prompt, SamplingParams(max_new_tokens=20)).ids == expected
+    finally:
+        engine._spec = spec  # type: ignore[attr-defined]
+
+
+def test_a_chat_reuses_the_cache_and_says_the_same(plain: Model) -> None:
+    params = SamplingParams(max_new_tokens=40)
+    messages = chat(QUESTIONS[0])
+    answer = plain.generate(messages=messages, params=params).text
+    messages += [{"role": "assistant", "content": answer}, *chat("And if he sells 5 more?")]
+    fresh = plain.generate(messages=messages, params=params)
+    plain.generate(chat(QUESTIONS[0]), params)
+    reused = plain.stream(messages=messages, params=params, reuse_cache=True).finish()
+    assert reused.ids == fresh.ids
+    assert fresh.statistics.reused_tokens == 0
+    assert reused.statistics.reused_tokens > 20
+
+
+def test_prompts_of_every_kind(plain: Model) -> None:
+    params = SamplingParams(max_new_tokens=8)
+    text = plain.tokenizer.render(chat(QUESTIONS[0]))
+    ids = plain.tokenizer.encode(text, special_tokens=False)
+    one = plain.generate(ids, params)
+    assert plain.generate(chat(QUESTIONS[0]), params).ids == one.ids
+    assert plain.generate(messages=chat(QUESTIONS[0]), params=params).ids == one.ids
+    assert plain.generate(np.array(ids), params).ids == one.ids
+    many = plain.generate([ids, chat(QUESTIONS[0]), text], params)
+    assert [done.ids for done in many] == [one.ids] * 3
+
+
+@pytest.mark.parametrize("prompt", ["", [], [4096], [-1], [1.5], ["a", 3]])
+def test_bad_prompts_are_refused(plain: Model, prompt: object) -> None:
+    with pytest.raises(UsageError):
+        plain.generate(prompt)  # type: ignore[call-overload]
+
+
+def test_statistics_add_up(demo_bundle: Path) -> None:
+    with load(demo_bundle, chain="prompt-lookup > int8") as model:
+        s = model.generate(chat(QUESTIONS[1]), SamplingParams(max_new_tokens=90, ignore_eos=True)).statistics
+    assert s.new_tokens == 90
+    assert s.new_tokens <= 1 + s.rounds + s.accepted  # the last run may be cut
+    assert sum(s.accepted_per_position) == s.accepted <= s.proposed
+    assert s.accepted_per_position == sorted(s.accepted_per_position, reverse=True)
+    assert 0 < s.decode_engine_seconds["int8"] < s.decode_seconds
+    assert s.engine_seconds["int8"] < s.prefill_seconds + s.decode_seconds
+    assert s.tokens_per_round == pytest.approx(89 / s.rounds)
+
+
+def test_a_second_generation_ends_the_first(plain: Model) -> None:
+    first = plain.stream(chat(QUESTIONS[0]))
+    next(first)
+    plain.generate(chat(QUESTIONS[1]))
+    with pytest.raises(QuasarError, match="another generation"):
+        next(first)
+
+
+def test_cancel_keeps_what_was_generated(plain: Model) -> None:
+    generation = plain.stream(chat(QUESTIONS[0]))
+    first = next(generation)
+    generation.cancel()
+    result = generation.finish()
+    assert result.finish_reason == "cancelled"
+    assert result.ids[: len(first.ids)] == first.ids
+    assert len(result.ids) <= 2
+
+
+def test_a_tokenizer_of_another_model_is_refused(demo_bundle: Path, tmp_path: Path) -> None:
+    import shutil
+
+    bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for engine in manifest["engines"].values():
+        engine["vocab_size"] = 4000
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="vocabulary"):
+        load(bundle)

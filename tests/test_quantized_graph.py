@@ -1,0 +1,175 @@
+"""Tier 2: quantized graphs compute what their formats say; SmoothQuant saves what naive W8A8 ruins."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from models import DEMO, forward, make_checkpoint, reference_logits, write_engine
+from quasar.calibration.calibrate import Calibration, Recipe, calibrate
+from quasar.calibration.observe import FloatModel
+from quasar.calibration.quantize import fake_quantize_rows, fake_quantize_tensor, quantize_blocks
+from quasar.calibration.smoothquant import Smoothed
+from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
+from quasar.exporter.cli import main as export_main
+from quasar.exporter.graph.builder import GraphBuilder, WeightFile
+from quasar.exporter.graph.linear import BlockLinear, Linear, W8A8Linear
+from safetensors.torch import load_file, save_file
+
+
+def run_linear(
+    folder: Path, linear: Linear, x: np.ndarray, weight: torch.Tensor, bias: torch.Tensor | None
+) -> np.ndarray:
+    with WeightFile(folder / "linear.bin") as weights:
+        g = GraphBuilder(weights)
+        y = linear(g, "proj", g.input("x", np.float32, ["rows", x.shape[1]]), weight, bias)
+        g.output("y", y, np.float32, ["rows", weight.shape[0]])
+    g.save(folder / "linear.onnx", "linear")
+    session = ort.InferenceSession(str(folder / "linear.onnx"), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 6, 33])
+def test_w8a8_linear_is_integer_arithmetic(tmp_path: Path, rows: int, with_bias: bool) -> None:
+    torch.manual_seed(rows)
+    weight, bias = torch.randn(40, 64), torch.randn(40) if with_bias else None
+    x = (torch.randn(rows, 64) * 3).numpy()
+    scale = 0.05  # clamps the largest activations
+    q_x = np.clip(np.rint(x / np.float32(scale)), -128, 127).astype(np.int64)
+    w_scale = np.abs(weight.numpy()).max(axis=1) / 127
+    q_w = np.rint(weight.numpy() / w_scale[:, None]).astype(np.int64)
+    expected = (q_x @ q_w.T) * (np.float32(scale) * w_scale) + (0 if bias is None else bias.numpy())
+    np.testing.assert_allclose(
+        run_linear(tmp_path, W8A8Linear({"proj": scale}), x, weight, bias), expected, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_block_linear_with_float_activations_is_its_dequantized_weight(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(24, 192), torch.randn(5, 192)
+    y = run_linear(tmp_path, BlockLinear(accuracy_level=1), x.numpy(), weight, None)
+    np.testing.assert_allclose(y, (x @ quantize_blocks(weight).dequantize().t()).numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_row_does_not_depend_on_how_many_share_the_pass(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(40, 64), torch.randn(9, 64).numpy()
+    linear = W8A8Linear({"proj": 0.05})
+    together = run_linear(tmp_path, linear, x, weight, None)
+    alone = np.concatenate([run_linear(tmp_path, linear, row[None], weight, None) for row in x])
+    np.testing.assert_array_equal(together, alone)
+
+
+def calibrated(checkpoint: Checkpoint, sequences: list[list[int]], **recipe: object) -> Calibration:
+    a = checkpoint.architecture
+    model = FloatModel(checkpoint.config, checkpoint, a.sliding_windows)
+    heads = a.num_attention_heads // a.num_key_value_heads
+    with torch.inference_mode():
+        return calibrate(model, checkpoint, sequences, Recipe(heads, a.head_dim, **recipe))  # type: ignore[arg-type]
+
+
+def smoothed(checkpoint: Checkpoint, calibration: Calibration) -> Smoothed:
+    a = checkpoint.architecture
+    return Smoothed(checkpoint, calibration.smoothing, a.num_attention_heads // a.num_key_value_heads, a.head_dim)
+
+
+@pytest.mark.parametrize("family", ["qwen3-tied", "qwen2-tied", "llama-biases", "mistral-window", "llama2"])
+def test_folding_leaves_the_float_model_unchanged(tmp_path: Path, family: str) -> None:
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
+    sequences = np.random.default_rng(0).integers(0, 97, (6, 24)).tolist()
+    source = smoothed(checkpoint, calibrated(checkpoint, sequences))
+    engine = write_engine(tmp_path, checkpoint, source=source)
+    ids = np.array(sequences[0])
+    np.testing.assert_allclose(forward(engine, ids), reference_logits(checkpoint, ids), atol=2e-5)
+
+
+def test_the_int8_graph_is_the_float_model_with_quantized_linears(tmp_path: Path) -> None:
+    """Against an independent model: transformers' layers with fake-quantized inputs and weights."""
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "qwen3-untied", num_hidden_layers=1)))
+    sequences = np.random.default_rng(0).integers(0, 97, (6, 24)).tolist()
+    calibration = calibrated(checkpoint, sequences)
+    engine = write_engine(
+        tmp_path, checkpoint, W8A8Linear(calibration.input_scales), source=smoothed(checkpoint, calibration)
+    )
+
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    groups = {
+        "q_proj": "qkv_proj",
+        "k_proj": "qkv_proj",
+        "v_proj": "qkv_proj",
+        "gate_proj": "gate_up_proj",
+        "up_proj": "gate_up_proj",
+    }
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            parent, _, kind = name.rpartition(".")
+            group = f"{parent}.{groups.get(kind, kind)}".lstrip(".")
+            s, scale = calibration.smoothing[group], calibration.input_scales[group]
+            module.weight = torch.nn.Parameter(fake_quantize_rows(module.weight.detach() * s) / s)
+            module.register_forward_pre_hook(
+                lambda _, x, s=s, scale=scale: (fake_quantize_tensor(x[0] / s, scale) * s,)
+            )
+    exact = []
+    for ids in np.random.default_rng(1).integers(0, 97, (12, 4)):
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(ids)[None]).logits[0].numpy()
+        exact.extend(np.abs(forward(engine, ids) - expected).max(axis=1) < 1e-5)
+    # a value on the border of two integers may round either way, and then changes the rows that look at it
+    assert np.mean(exact) > 0.5
+
+
+@pytest.fixture(scope="module")
+def outlier_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with 50-fold activations in some channels: the same function, hard to quantize."""
+    folder = tmp_path_factory.mktemp("outliers")
+    for file in DEMO.iterdir():
+        if file.suffix != ".md":
+            shutil.copyfile(file, folder / file.name)
+    tensors = {name: tensor.float() for name, tensor in load_file(DEMO / "model.safetensors").items()}
+    channels = [3, 77, 150]
+    for layer in range(6):
+        prefix = f"model.layers.{layer}"
+        for norm, readers in (
+            ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+            ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+        ):
+            tensors[f"{prefix}.{norm}.weight"][channels] *= 50
+            for reader in readers:
+                tensors[f"{prefix}.{reader}.weight"][:, channels] /= 50
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    return folder
+
+
+def test_planted_outliers_defeat_naive_w8a8_but_not_smoothquant(
+    outlier_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--model", str(outlier_model), "--engines", "int8", "--float-budget", "0"]
+    assert export_main([*common, "--alpha", "off", "--output", str(tmp_path / "naive")]) == 3
+    assert "gate failed: int8" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert export_main([*common, "--output", str(tmp_path / "smooth")]) == 0
+    gate = json.loads((tmp_path / "smooth" / "manifest.json").read_text())["engines"]["int8"]["gate"]
+    assert gate["top1_agreement"] > 0.92
+    assert gate["mean_kl"] < 0.01
+
+
+def test_the_worst_linears_stay_float_within_the_budget(outlier_model: Path, tmp_path: Path) -> None:
+    """Without smoothing the outliers must be paid for in float linears; the budget and the report say which."""
+    output = tmp_path / "mixed"
+    command = ["--model", str(outlier_model), "--engines", "int8", "--alpha", "off", "--float-budget", "0.5", "--force"]
+    assert export_main([*command, "--output", str(output)]) == 0
+    manifest = json.loads((output / "manifest.json").read_text())
+    kept = manifest["engines"]["int8"]["float_linears"]
+    assert 0 < len(kept) < 24
+    worst = list(manifest["calibration"]["worst_damage"])
+    assert worst[0] in kept
