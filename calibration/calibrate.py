@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-
 from quasar.calibration.observe import GROUPS, FloatModel, Hidden
 from quasar.calibration.sensitivity import group_damage, keep_float
 from quasar.calibration.smoothquant import (

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
-
 from quasar.calibration.source import TensorSource
+from transformers import AutoModelForCausalLM
 
 Hidden = list[torch.Tensor]
 """Hidden states of several token sequences, float32 [S_i, H] each."""
@@ -51,8 +50,7 @@ class Layer:
             return lambda _, inputs: seen[name].append(inputs[0].flatten(0, 1))
 
         hooks = [
-            self.module.get_submodule(linears[0]).register_forward_pre_hook(record(name))
-            for name, linears in GROUPS.items()
+            self.module.get_submodule(linears[0]).register_forward_pre_hook(record(name)) for name, linears in GROUPS.items()
         ]
         try:
             after = self.run(hidden)
@@ -76,7 +74,7 @@ class FloatModel:
         self._windows = sliding_windows
         config._attn_implementation = "sdpa"
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call,unused-ignore]
         self._model = model.eval().model
         self._rotary = type(self._model.rotary_emb)(config=config)
 
@@ -105,7 +103,8 @@ class FloatModel:
                 position_ids=positions,
                 position_embeddings=self._rotary(x[None], positions),
             )
-            return y[0] if y.dim() == 3 else y
+            first: torch.Tensor = y[0]
+            return first
 
         try:
             with torch.inference_mode():

@@ -75,9 +75,7 @@ def load_prompts(
             break
     gate = max(1, len(kept) // 5)
     if len(kept) - gate < 2:
-        raise UsageError(
-            f"--calibration {name}: {len(kept)} usable rows; at least 3 are needed (2 to calibrate, 1 for the gate)"
-        )
+        raise UsageError(f"--calibration {name}: {len(kept)} usable rows; at least 3 are needed (2 to calibrate, 1 for the gate)")
     return PromptSet(name, kept[:-gate], kept[-gate:])
 
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from quasar.engines.errors import UsageError
-
 INT8_MAX = 127
 BLOCK_SIZES = (128, 64, 32, 16)
 # an all-zero row or block has no scale of its own; any positive one represents it exactly
@@ -39,46 +37,42 @@ def fake_quantize_tensor(x: torch.Tensor, scale: float | torch.Tensor) -> torch.
 
 
 def block_size_of(in_features: int) -> int:
-    """The largest block of 128, 64, 32 or 16 that divides the input width."""
-    for size in BLOCK_SIZES:
-        if in_features % size == 0:
-            return size
-    raise UsageError(
-        f"a linear with {in_features} inputs cannot be stored in 4-bit blocks (no multiple of 16); "
-        "leave int4 out: --engines int8 --draft none"
-    )
+    """The largest block of 128, 64, 32 or 16 that divides the input width; 16 where none does, the last block padded."""
+    return next((size for size in BLOCK_SIZES if in_features % size == 0), BLOCK_SIZES[-1])
 
 
 @dataclass(frozen=True)
 class Blocks:
     """4-bit weights as `MatMulNBits` reads them: value = (nibble - 8) * scale, low nibble first.
 
-    `packed` uint8 [out, in / block_size, block_size / 2], `scales` float32 [out * in / block_size].
+    `packed` uint8 [out, blocks, block_size / 2], `scales` float32 [out * blocks]; blocks = ceil(in / block_size).
     """
 
     packed: torch.Tensor
     scales: torch.Tensor
     block_size: int
+    in_features: int
 
     def dequantize(self) -> torch.Tensor:
         """float32 [out, in]."""
         low, high = self.packed & 15, self.packed >> 4
         nibbles = torch.stack([low, high], dim=-1).flatten(-2).float() - 8
         out_features, count, _ = nibbles.shape
-        return (nibbles * self.scales.view(out_features, count, 1)).flatten(1)
+        return (nibbles * self.scales.view(out_features, count, 1)).flatten(1)[:, : self.in_features]
 
 
 def quantize_blocks(weight: torch.Tensor) -> Blocks:
-    """Symmetric 4-bit blocks along the input, each with the scale of the least squared error.
+    """Symmetric 4-bit blocks along the input, each with the best of a few scales by squared error.
 
     The whole range [-8, 7] is used: the value of largest magnitude of a block is mapped to -8, or the range is shrunk
     where clipping it costs less than the finer step gains.
 
     Args:
-        weight: float32 [out, in]; `in` a multiple of 16.
+        weight: float32 [out, in].
     """
-    size = block_size_of(weight.shape[1])
-    blocks = weight.view(weight.shape[0], -1, size)
+    in_features = weight.shape[1]
+    size = block_size_of(in_features)
+    blocks = torch.nn.functional.pad(weight, (0, -in_features % size)).view(weight.shape[0], -1, size)
     extreme = blocks.gather(2, blocks.abs().argmax(dim=2, keepdim=True))  # signed, so that it lands on -8
     best_error = torch.full(extreme.shape, torch.inf)
     best_scale = torch.ones_like(extreme)
@@ -91,4 +85,4 @@ def quantize_blocks(weight: torch.Tensor) -> Blocks:
         best_scale = torch.where(better, scale, best_scale)
     nibbles = ((blocks / best_scale).round_().clamp_(-8, 7) + 8).to(torch.uint8)
     packed = nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
-    return Blocks(packed, best_scale.flatten(), size)
+    return Blocks(packed, best_scale.flatten(), size, in_features)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-
 from quasar.calibration.quantize import INT8_MAX, TINY, fake_quantize_rows, fake_quantize_tensor
 from quasar.calibration.source import TensorSource
 
@@ -39,9 +38,7 @@ def channel_max(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
 
 
-def quantization_error(
-    x: torch.Tensor, weights: Sequence[torch.Tensor], smoothing: torch.Tensor, input_scale: float
-) -> float:
+def quantization_error(x: torch.Tensor, weights: Sequence[torch.Tensor], smoothing: torch.Tensor, input_scale: float) -> float:
     """Relative output error of W8A8: the sum over linears of the mean over tokens of |y - y'|^2 / |y|^2.
 
     Args:
@@ -52,7 +49,7 @@ def quantization_error(
     total = 0.0
     for weight in weights:
         error, energy = torch.zeros(len(x)), torch.zeros(len(x))
-        for rows in weight.split(CHUNK_ROWS):
+        for rows in torch.split(weight, CHUNK_ROWS):
             y = x @ rows.t()
             difference = y - quantized_x @ fake_quantize_rows(rows * smoothing).t()
             error += difference.square().sum(dim=1)
@@ -103,9 +100,7 @@ class Smoothed:
         head_dim: width of a head.
     """
 
-    def __init__(
-        self, source: TensorSource, smoothing: Mapping[str, torch.Tensor], query_groups: int, head_dim: int
-    ) -> None:
+    def __init__(self, source: TensorSource, smoothing: Mapping[str, torch.Tensor], query_groups: int, head_dim: int) -> None:
         self._source = source
         self._smoothing = smoothing
         self._query_groups = query_groups

@@ -232,10 +232,11 @@ def open_bundle(root: str | os.PathLike[str], verify: bool = False) -> Bundle:
 def _check_file(path: Path, file: BundleFile, verify: bool) -> None:
     try:
         status = path.stat()
-    except OSError as error:
-        reason = "missing" if isinstance(error, FileNotFoundError) else error.strerror
-        raise BundleError(f"{str(path)[:200]}: {reason}; copy the whole bundle, or export it again") from None
-    size = status.st_size if stat.S_ISREG(status.st_mode) else -1
+    except OSError:  # not there, or a name that no file system holds
+        status = None
+    if status is None or not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{str(path)[:200]}: missing; copy the whole bundle, or export it again")
+    size = status.st_size
     if size != file.bytes:
         raise BundleError(f"{path}: {size} bytes, the manifest says {file.bytes}; copy the whole bundle, or export it again")
     if verify and file_sha256(path) != file.sha256:

@@ -12,7 +12,7 @@ from types import FrameType
 from quasar.engines.errors import QuasarError
 
 INTERRUPTED = 130
-EXIT_CODES = "exit codes: 0 done, 1 failed from outside (disk, memory), 2 wrong usage, 3 gate failed, 4 bad bundle, 130 interrupted"
+EXIT_CODES = "exit codes: 0 done, 1 disk or memory failed, 2 wrong usage, 3 gate failed, 4 bad bundle, 130 interrupted"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-
 from quasar.engines.bundle import Bundle, EngineEntry
 from quasar.engines.engine import EngineSpec, Float32, Int64, check_call
 from quasar.engines.errors import BundleError, QuasarError, UsageError

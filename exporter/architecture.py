@@ -26,9 +26,7 @@ class Rope:
 
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
-            raise UsageError(
-                f"config.json: rope type {self.rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}"
-            )
+            raise UsageError(f"config.json: rope type {self.rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
         if not (math.isfinite(self.theta) and self.theta > 0):
             raise UsageError(f"config.json: rope_theta is {self.theta}; it must be a positive number")
 
@@ -39,6 +37,7 @@ class Rope:
             raise UsageError(f"config.json: rope type {self.rope_type!r} needs {name!r}; add it to rope_parameters") from None
 
     def get(self, name: str, default: float) -> float:
+        """A parameter that may be left out."""
         return dict(self.parameters).get(name, default)
 
 
@@ -90,10 +89,12 @@ class Architecture:
 
     @property
     def query_size(self) -> int:
+        """Width of all query heads together."""
         return self.num_attention_heads * self.head_dim
 
     @property
     def key_value_size(self) -> int:
+        """Width of all key heads, or of all value heads, together."""
         return self.num_key_value_heads * self.head_dim
 
     def linear_shapes(self, layer: int) -> dict[str, tuple[int, int]]:
@@ -179,8 +180,9 @@ def _rope(rope: Mapping[str, Any], max_position_embeddings: int) -> Rope:
 
 
 def _sliding_windows(config: Any) -> tuple[int | None, ...]:
-    window = getattr(config, "sliding_window", None)
+    window: int | None = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:  # mistral: one window for every layer
-        return (window,) * config.num_hidden_layers
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+        return (window,) * int(config.num_hidden_layers)
+    windows: list[int | None] = [window if kind == "sliding_attention" else None for kind in kinds]
+    return tuple(windows)

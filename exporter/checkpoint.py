@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import CONFIG_MAPPING
-
 from quasar.engines.errors import UsageError
 from quasar.exporter.architecture import SUPPORTED, Architecture
+from safetensors import SafetensorError, safe_open
+from transformers import CONFIG_MAPPING
 
 FAMILIES = {"qwen3": "qwen3", "qwen2": "qwen2", "llama": "llama", "mistral": "mistral", "PanguEmbedded": "pangu"}
 """`model_type` of the configuration -> family."""
@@ -195,6 +194,12 @@ def _check_tensors(path: Path, architecture: Architecture, shards: Mapping[str, 
             f"{path}: the weights lack {missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}; "
             "config.json and weights do not belong together, or the download is incomplete"
         )
+    unread = [name for name in shards if name not in expected and _is_in_a_layer(name, architecture.num_hidden_layers)]
+    if unread:
+        raise UsageError(
+            f"{path}: the weights hold {unread[0]}, which a {architecture.family} of this config.json does not have; "
+            "correct the configuration, or this is another model"
+        )
     for file in sorted({shards[name] for name in expected}):
         with _open_shard(path / file) as shard:
             for name in (name for name in expected if shards[name] == file):
@@ -213,3 +218,10 @@ def _check_tensors(path: Path, architecture: Architecture, shards: Mapping[str, 
                         f"{path / file}: {name} is stored as {piece.get_dtype()}; "
                         "export from a float16, bfloat16 or float32 checkpoint"
                     )
+
+
+def _is_in_a_layer(name: str, layers: int) -> bool:
+    """Whether a tensor belongs to one of the layers that are read; old checkpoints also store rotary frequencies there."""
+    parts = name.split(".")
+    in_layer = parts[:2] == ["model", "layers"] and len(parts) > 3 and parts[2].isdigit() and int(parts[2]) < layers
+    return in_layer and not name.endswith("rotary_emb.inv_freq")

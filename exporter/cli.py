@@ -102,7 +102,10 @@ def _print(result: ExportResult, seconds: float) -> None:
         rows.append(
             (
                 *(name, f"{g['top1_agreement']:.4f}", f"{g['mean_kl']:.2e}", f"{g['perplexity_ratio']:.4f}"),
-                *(f"{g['max_abs_logit_difference']:.2e}", ", ".join(engine.float_linears) if name != "float" else "all"),
+                *(
+                    f"{g['max_abs_logit_difference']:.2e}",
+                    ", ".join(engine.float_linears) if name != "float" else "all",
+                ),
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -113,7 +116,7 @@ def _print(result: ExportResult, seconds: float) -> None:
     for name, missed in result.missed.items():
         if missed:
             print(f"  warning: {name} fails the gate ({', '.join(missed)}); written because of --force", file=sys.stderr)
-    print(f"try: quasar-generate {result.output} \"...\"")
+    print(f'try: quasar-generate {result.output} "..."')
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from quasar.calibration.calibrate import Calibration, Recipe, calibrate
 from quasar.calibration.observe import FloatModel
 from quasar.calibration.prompts import PromptSet, load_prompts
@@ -22,12 +20,13 @@ from quasar.calibration.source import TensorSource
 from quasar.engines.bundle import Bundle, EngineEntry, Manifest, atomic_bundle, check_output, list_files, write_manifest
 from quasar.engines.errors import UsageError
 from quasar.engines.onnxruntime import OnnxEngine
-from quasar.exporter.checkpoint import Checkpoint, open_checkpoint, read_json
+from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.gate import THRESHOLDS, Figures, compare, judge
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.decoder import AttentionForm, Decoder
 from quasar.exporter.graph.linear import BlockLinear, FloatLinear, Linear, W8A8Linear
+from quasar.exporter.tokenizer import copy_tokenizer, encode_messages, stop_token_ids_of
 from quasar.runtime.tokenizer import Tokenizer
 
 ENGINES = ("float", "int8", "int4")
@@ -36,7 +35,6 @@ PRECISIONS = {
     "int8": "w8a8",  # int8 weights per output channel, static int8 activations
     "int4": "w4a8",  # 4-bit weights in blocks, int8 activations per block at run time
 }
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 PACKAGES = ("quasar-toolchain", "onnxruntime", "onnx-ir", "torch", "transformers", "tokenizers")
 
 Progress = Callable[[str, int], Any]
@@ -110,13 +108,13 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
     checkpoint = open_checkpoint(options.model, options.revision)
     max_length = _max_length(options, checkpoint)
     with atomic_bundle(options.output) as root:
-        _copy_tokenizer(checkpoint.path, root / "tokenizer")
+        copy_tokenizer(checkpoint.path, root / "tokenizer")
         tokenizer = Tokenizer(root / "tokenizer", checkpoint.architecture.vocab_size)
-        stop_token_ids = _stop_token_ids(checkpoint, tokenizer)
+        stop_token_ids = stop_token_ids_of(checkpoint, tokenizer)
         prompts = load_prompts(
             options.calibration,
             tokenizer.encode,
-            lambda messages: _encode_messages(tokenizer, messages),
+            lambda messages: encode_messages(tokenizer, messages),
             options.samples,
             options.sample_length,
         )
@@ -127,9 +125,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
         missed = judge(figures, options.force)
         manifest = Manifest(
             model=_describe(checkpoint),
-            engines={
-                entry.name: dataclasses.replace(entry, gate=dataclasses.asdict(figures[entry.name])) for entry in entries
-            },
+            engines={entry.name: dataclasses.replace(entry, gate=dataclasses.asdict(figures[entry.name])) for entry in entries},
             files=list_files(root),
             tokenizer=tuple(sorted(f"tokenizer/{path.name}" for path in (root / "tokenizer").iterdir())),
             stop_token_ids=stop_token_ids,
@@ -210,9 +206,7 @@ class _Writer:
         a, calibration = self._checkpoint.architecture, self._calibration
         assert calibration is not None  # int8 is always calibrated
         w8a8 = W8A8Linear(calibration.input_scales, frozenset(calibration.float_linears))
-        source = Smoothed(
-            self._checkpoint, calibration.smoothing, a.num_attention_heads // a.num_key_value_heads, a.head_dim
-        )
+        source = Smoothed(self._checkpoint, calibration.smoothing, a.num_attention_heads // a.num_key_value_heads, a.head_dim)
         return w8a8, FloatLinear() if self._options.float_lm_head else w8a8, source
 
 
@@ -262,51 +256,6 @@ def _max_length(options: ExportOptions, checkpoint: Checkpoint) -> int:
     if options.max_length is not None and options.max_length > most:
         raise UsageError(f"max_length is {options.max_length}; the model knows {most} positions (--max-length)")
     return options.max_length or min(4096, most)
-
-
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    target.mkdir()
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    if not (target / "tokenizer.json").is_file():
-        _convert_tokenizer(source, target)
-
-
-def _convert_tokenizer(source: Path, target: Path) -> None:
-    """Make tokenizer.json from the older files of a checkpoint."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, local_files_only=True)
-        tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
-    except Exception:  # transformers has no one exception for what is missing or broken
-        raise UsageError(
-            f"{source}: no tokenizer.json, and none can be made from what is there; copy the tokenizer files of the model "
-            "into the folder"
-        ) from None
-
-
-def _stop_token_ids(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Every id that ends an answer, by the generation configuration, else by the model's, else by the tokenizer's."""
-    file = checkpoint.path / "generation_config.json"
-    advice = "correct or remove it"
-    found = read_json(file, advice).get("eos_token_id") if file.is_file() else None
-    if found is None:
-        found = checkpoint.config.eos_token_id
-    if found is None and tokenizer.eos_token is not None:
-        found = tokenizer.token_id(tokenizer.eos_token)
-    ids = found if isinstance(found, list) else [] if found is None else [found]
-    for token in ids:
-        if not isinstance(token, int) or not 0 <= token < checkpoint.architecture.vocab_size:
-            raise UsageError(f"{checkpoint.path}: eos_token_id {token!r} is not a token id of the model; {advice}")
-    return tuple(ids)
-
-
-def _encode_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    if tokenizer.has_chat_template:
-        return tokenizer.encode_chat(messages)
-    return tokenizer.encode("\n\n".join(message["content"] for message in messages))
 
 
 def _default_chain(engines: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from quasar.engines.engine import Engine
 from quasar.engines.errors import GateError
 

@@ -1,9 +1,9 @@
 """Tokens out: load a bundle, generate, stream.
 
-    from quasar.runtime import load, SamplingParams
-    with load("demo-int8", chain="prompt-lookup > int8") as model:
-        done = model.generate("A baker has 24 rolls ...", SamplingParams(max_new_tokens=128))
-        print(done.text, done.ids, done.finish_reason, done.statistics)
+from quasar.runtime import load, SamplingParams
+with load("demo-int8", chain="prompt-lookup > int8") as model:
+    done = model.generate("A baker has 24 rolls ...", SamplingParams(max_new_tokens=128))
+    print(done.text, done.ids, done.finish_reason, done.statistics)
 """
 
 from quasar.runtime.generate import Generation, Model, Piece, Result, load

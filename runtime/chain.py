@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-
 from quasar.engines.engine import Engine, Float32
 from quasar.engines.errors import UsageError
 from quasar.runtime.acceptance import accept_greedy
@@ -94,7 +93,8 @@ class Slot:
         rows = np.arange(count - wanted, count, dtype=np.int64)[None]
         logits = self._engine.forward(np.array([tokens], dtype=np.int64), np.array([start], dtype=np.int64), rows)
         self._cached.extend(tokens)
-        return logits[0]
+        first: Float32 = logits[0]
+        return first
 
 
 class Verifier:

@@ -175,5 +175,3 @@ def _run(argv: Sequence[str] | None) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     return run_command("quasar-generate", lambda: _run(argv))
-
-

@@ -104,9 +104,7 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -116,7 +114,7 @@ class Model:
         self.engines.clear()
 
     @overload
-    def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> Result: ...
+    def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> Result: ...  # type: ignore[overload-overlap]
     @overload
     def generate(self, prompt: Many[Prompt], params: SamplingParams | None = None) -> list[Result]: ...
     @overload

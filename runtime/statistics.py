@@ -77,8 +77,7 @@ class Statistics:
         """One or two lines for people."""
         lines = [
             f"{self.prompt_tokens} prompt tokens in {self.prefill_seconds:.2f} s, "
-            f"{self.new_tokens} new tokens in {self.decode_seconds:.2f} s"
-            + _with(", {:.1f} tokens/s", self.tokens_per_second)
+            f"{self.new_tokens} new tokens in {self.decode_seconds:.2f} s" + _with(", {:.1f} tokens/s", self.tokens_per_second)
         ]
         if self.proposed:
             lines.append(

@@ -11,9 +11,8 @@ from typing import Any
 from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer as TokenizerFile
-
 from quasar.engines.errors import BundleError, UsageError
+from tokenizers import Tokenizer as TokenizerFile
 
 Message = Mapping[str, Any]
 """`{"role": "user", "content": "..."}`"""

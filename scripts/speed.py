@@ -114,8 +114,6 @@ def steps(work: Path, rounds: int) -> dict[str, Any]:
         for name in engines:
             for rows in (1, 6):
                 measure(f"{name} {rows}", name, rows, CONTEXT, 5)
-    for _ in range(max(3, rounds // 4)):
-        for name in engines:
             measure(f"{name} prefill", name, CONTEXT, 0, 1)
     for engine in engines.values():
         engine.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import quasar.exporter
 import torch
 import transformers
 from quasar.calibration.source import TensorSource
@@ -17,8 +18,6 @@ from quasar.exporter.checkpoint import Checkpoint
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.decoder import AttentionForm, Decoder
 from quasar.exporter.graph.linear import FloatLinear, Linear
-
-import quasar.exporter
 
 DEMO = Path(quasar.exporter.__path__[0]) / "demo"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
@@ -64,9 +63,7 @@ def make_checkpoint(folder: Path, family: str, tokenizer: bool = False, **overri
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(
-                1 + 0.2 * torch.randn_like(parameter) if "norm" in name else 0.12 * torch.randn_like(parameter)
-            )
+            parameter.copy_(1 + 0.2 * torch.randn_like(parameter) if "norm" in name else 0.12 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     if family == "pangu":  # the same weights under the names that openPangu's own configuration uses
         raw = json.loads((folder / "config.json").read_text())
@@ -82,11 +79,7 @@ def make_checkpoint(folder: Path, family: str, tokenizer: bool = False, **overri
 def reference_logits(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
     """Logits of transformers' own model for one sequence, float32 [S, V]."""
     model = transformers.AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
-    names = [
-        name
-        for name in model.state_dict()
-        if name != "lm_head.weight" or not checkpoint.architecture.tie_word_embeddings
-    ]
+    names = [name for name in model.state_dict() if name != "lm_head.weight" or not checkpoint.architecture.tie_word_embeddings]
     model.load_state_dict({name: checkpoint.tensor(name) for name in names}, strict=False)
     model.tie_weights()
     with torch.inference_mode():
@@ -107,9 +100,7 @@ def write_engine(
     linear = linear or FloatLinear()
     with WeightFile(folder / "engine.bin") as weights:
         g = GraphBuilder(weights)
-        decoder = Decoder(
-            a, linear, linear, attention, max_length, max_batch, half_embedding=not isinstance(linear, FloatLinear)
-        )
+        decoder = Decoder(a, linear, linear, attention, max_length, max_batch, half_embedding=not isinstance(linear, FloatLinear))
         decoder.write(g, source or checkpoint)
     g.save(folder / "engine.onnx", "engine")
     entry = EngineEntry(

@@ -116,9 +116,7 @@ VALID = Architecture(
 
 
 def llama(rope: dict[str, Any], head_dim: int = 64, max_length: int = 2048) -> LlamaConfig:
-    return LlamaConfig(
-        **{**TINY, "head_dim": head_dim, "max_position_embeddings": max_length, "rope_parameters": dict(rope)}
-    )
+    return LlamaConfig(**{**TINY, "head_dim": head_dim, "max_position_embeddings": max_length, "rope_parameters": dict(rope)})
 
 
 def rope_of(config: PreTrainedConfig) -> Rope:
@@ -145,9 +143,7 @@ def parameters_of(config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
 def test_frequencies_are_those_of_transformers(rope: dict[str, Any], head_dim: int) -> None:
     config = llama(rope, head_dim)
     reference = LlamaRotaryEmbedding(config)
-    np.testing.assert_allclose(
-        inverse_frequencies(rope_of(config), head_dim), reference.inv_freq.double().numpy(), rtol=2e-6
-    )
+    np.testing.assert_allclose(inverse_frequencies(rope_of(config), head_dim), reference.inv_freq.double().numpy(), rtol=2e-6)
     assert attention_factor(rope_of(config)) == pytest.approx(reference.attention_scaling, rel=1e-6)
 
 
@@ -237,9 +233,7 @@ def test_a_meaningless_theta_is_named(theta: float) -> None:
         ("yarn", (("original_max_position_embeddings", 64.0),), "factor"),
     ],
 )
-def test_a_missing_rope_parameter_is_named(
-    rope_type: str, parameters: tuple[tuple[str, float], ...], missing: str
-) -> None:
+def test_a_missing_rope_parameter_is_named(rope_type: str, parameters: tuple[tuple[str, float], ...], missing: str) -> None:
     with pytest.raises(UsageError, match=f"'{rope_type}' needs '{missing}'"):
         inverse_frequencies(Rope(10000.0, rope_type, parameters), 8)
 
@@ -311,9 +305,7 @@ def test_a_configuration_is_read_field_by_field() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_sliding_windows_are_those_of_each_layer(
-    family: str, config: PreTrainedConfig, windows: tuple[int | None, ...]
-) -> None:
+def test_sliding_windows_are_those_of_each_layer(family: str, config: PreTrainedConfig, windows: tuple[int | None, ...]) -> None:
     assert Architecture.from_config(config, family).sliding_windows == windows
 
 

@@ -366,9 +366,7 @@ def test_an_altered_file_of_the_same_size_is_found_by_its_hash(bundle: Path, pat
         open_bundle(bundle, verify=True)
 
 
-@pytest.mark.parametrize(
-    "place", [("engines", "int8", "graph"), ("engines", "int8", "files", 1), ("tokenizer", 0)], ids=str
-)
+@pytest.mark.parametrize("place", [("engines", "int8", "graph"), ("engines", "int8", "files", 1), ("tokenizer", 0)], ids=str)
 def test_a_needed_file_must_be_listed(bundle: Path, place: tuple[Any, ...]) -> None:
     (bundle / "extra").write_bytes(b"")
     rewrite(bundle, mutated(place, "extra"))

@@ -42,9 +42,7 @@ def test_a_chain_must_end_with_an_engine(text: str) -> None:
     "text", ["int4 > int8", "prompt-lookup > int8 > float", "prompt-lookup,int4 > int8", "suffix > int8", "a,b"]
 )
 def test_a_chain_that_this_release_does_not_run_is_refused_with_what_it_does(text: str) -> None:
-    with pytest.raises(
-        UsageError, match=r"runs ENGINE and PROPOSER > ENGINE, with the proposers prompt-lookup"
-    ) as caught:
+    with pytest.raises(UsageError, match=r"runs ENGINE and PROPOSER > ENGINE, with the proposers prompt-lookup") as caught:
         parse_chain(text)
     assert repr(text) in str(caught.value)
 

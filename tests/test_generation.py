@@ -86,7 +86,9 @@ def test_int8_agrees_with_float_on_answers(demo_bundle: Path, shared: Path) -> N
             ids = np.array([(prompt + exact.generate(prompt, SamplingParams(max_new_tokens=64)).ids)[:256]])
             wanted = np.arange(len(prompt) - 1, ids.shape[1])[None]
             zero = np.zeros(1, np.int64)
-            best = [m.engines[name].forward(ids, zero, wanted)[0].argmax(-1) for m, name in ((exact, "float"), (quantized, "int8"))]
+            best = [
+                m.engines[name].forward(ids, zero, wanted)[0].argmax(-1) for m, name in ((exact, "float"), (quantized, "int8"))
+            ]
             agreed.extend(best[0] == best[1])
     assert np.mean(agreed) >= 0.97
 

@@ -184,9 +184,7 @@ def test_an_empty_file_is_refused(tmp_path: Path, name: str, content: str) -> No
 
 
 def test_a_missing_file_and_a_folder_are_refused_with_the_reason(tmp_path: Path) -> None:
-    assert refused(tmp_path / "no.jsonl").startswith(
-        f"--calibration {tmp_path / 'no.jsonl'}: cannot be read (No such file"
-    )
+    assert refused(tmp_path / "no.jsonl").startswith(f"--calibration {tmp_path / 'no.jsonl'}: cannot be read (No such file")
     assert refused(tmp_path).startswith(f"--calibration {tmp_path}: cannot be read (Is a directory")
 
 
@@ -197,9 +195,7 @@ def test_a_binary_file_is_refused(tmp_path: Path, name: str) -> None:
     assert "not UTF-8 text" in refused(file)
 
 
-@pytest.mark.parametrize(
-    "broken", ['{"text": "x"', "text", '{"text": "x"} trailing', "[" * 100_000], ids=lambda row: row[:12]
-)
+@pytest.mark.parametrize("broken", ['{"text": "x"', "text", '{"text": "x"} trailing', "[" * 100_000], ids=lambda row: row[:12])
 def test_a_row_that_is_not_json_names_its_line(tmp_path: Path, broken: str) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(f'{{"text": "fine"}}\n\n{broken}\n{{"text": "fine"}}\n')

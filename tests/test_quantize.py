@@ -14,7 +14,6 @@ from quasar.calibration.quantize import (
     quantize_blocks,
     quantize_rows,
 )
-from quasar.engines.errors import UsageError
 
 FLOATS = st.floats(-1e4, 1e4, width=32)
 MATRICES = hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=FLOATS)
@@ -124,10 +123,14 @@ def test_block_size_is_the_largest_that_divides_the_width(in_features: int, size
     assert quantize_blocks(torch.randn(2, in_features)).block_size == size
 
 
-@pytest.mark.parametrize("in_features", [1, 8, 24, 100, 129])
-def test_width_without_a_block_is_refused_by_its_number(in_features: int) -> None:
-    with pytest.raises(UsageError, match=rf"\b{in_features} inputs"):
-        quantize_blocks(torch.randn(2, in_features))
+@pytest.mark.parametrize("in_features", [1, 8, 40, 100, 129])
+def test_other_widths_pad_their_last_block(in_features: int) -> None:
+    weight = torch.randn(5, in_features)
+    blocks = quantize_blocks(weight)
+    assert blocks.packed.shape == (5, -(-in_features // 16), 8)
+    assert blocks.dequantize().shape == weight.shape
+    whole = quantize_blocks(torch.nn.functional.pad(weight, (0, -in_features % 16))).dequantize()
+    assert torch.equal(blocks.dequantize(), whole[:, :in_features])
 
 
 @settings(max_examples=50, deadline=None)
@@ -136,9 +139,7 @@ def test_four_bit_integers_come_back_exactly_from_low_nibble_first(rest: list[in
     codes = [*rest[:at], -8, *rest[at:]]
     blocks = quantize_blocks(torch.tensor([codes], dtype=torch.float32) * sign)
     assert blocks.packed.dtype == torch.uint8
-    assert blocks.packed[0, 0].tolist() == [
-        low + 8 | (high + 8) << 4 for low, high in zip(codes[::2], codes[1::2], strict=True)
-    ]
+    assert blocks.packed[0, 0].tolist() == [low + 8 | (high + 8) << 4 for low, high in zip(codes[::2], codes[1::2], strict=True)]
     assert blocks.scales.tolist() == [sign]
     assert blocks.dequantize().tolist() == [[code * sign for code in codes]]
 

@@ -22,9 +22,7 @@ from quasar.exporter.graph.linear import BlockLinear, Linear, W8A8Linear
 from safetensors.torch import load_file, save_file
 
 
-def run_linear(
-    folder: Path, linear: Linear, x: np.ndarray, weight: torch.Tensor, bias: torch.Tensor | None
-) -> np.ndarray:
+def run_linear(folder: Path, linear: Linear, x: np.ndarray, weight: torch.Tensor, bias: torch.Tensor | None) -> np.ndarray:
     with WeightFile(folder / "linear.bin") as weights:
         g = GraphBuilder(weights)
         y = linear(g, "proj", g.input("x", np.float32, ["rows", x.shape[1]]), weight, bias)
@@ -45,14 +43,13 @@ def test_w8a8_linear_is_integer_arithmetic(tmp_path: Path, rows: int, with_bias:
     w_scale = np.abs(weight.numpy()).max(axis=1) / 127
     q_w = np.rint(weight.numpy() / w_scale[:, None]).astype(np.int64)
     expected = (q_x @ q_w.T) * (np.float32(scale) * w_scale) + (0 if bias is None else bias.numpy())
-    np.testing.assert_allclose(
-        run_linear(tmp_path, W8A8Linear({"proj": scale}), x, weight, bias), expected, rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(run_linear(tmp_path, W8A8Linear({"proj": scale}), x, weight, bias), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_block_linear_with_float_activations_is_its_dequantized_weight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_features", [256, 192, 172])
+def test_block_linear_with_float_activations_is_its_dequantized_weight(tmp_path: Path, in_features: int) -> None:
     torch.manual_seed(0)
-    weight, x = torch.randn(24, 192), torch.randn(5, 192)
+    weight, x = torch.randn(24, in_features), torch.randn(5, in_features)
     y = run_linear(tmp_path, BlockLinear(accuracy_level=1), x.numpy(), weight, None)
     np.testing.assert_allclose(y, (x @ quantize_blocks(weight).dequantize().t()).numpy(), rtol=1e-4, atol=1e-4)
 
@@ -94,9 +91,7 @@ def test_the_int8_graph_is_the_float_model_with_quantized_linears(tmp_path: Path
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "qwen3-untied", num_hidden_layers=1)))
     sequences = np.random.default_rng(0).integers(0, 97, (6, 24)).tolist()
     calibration = calibrated(checkpoint, sequences)
-    engine = write_engine(
-        tmp_path, checkpoint, W8A8Linear(calibration.input_scales), source=smoothed(checkpoint, calibration)
-    )
+    engine = write_engine(tmp_path, checkpoint, W8A8Linear(calibration.input_scales), source=smoothed(checkpoint, calibration))
 
     from transformers import AutoModelForCausalLM
 
@@ -114,9 +109,7 @@ def test_the_int8_graph_is_the_float_model_with_quantized_linears(tmp_path: Path
             group = f"{parent}.{groups.get(kind, kind)}".lstrip(".")
             s, scale = calibration.smoothing[group], calibration.input_scales[group]
             module.weight = torch.nn.Parameter(fake_quantize_rows(module.weight.detach() * s) / s)
-            module.register_forward_pre_hook(
-                lambda _, x, s=s, scale=scale: (fake_quantize_tensor(x[0] / s, scale) * s,)
-            )
+            module.register_forward_pre_hook(lambda _, x, s=s, scale=scale: (fake_quantize_tensor(x[0] / s, scale) * s,))
     exact = []
     for ids in np.random.default_rng(1).integers(0, 97, (12, 4)):
         with torch.inference_mode():

@@ -26,9 +26,7 @@ def healthy(count: int, damage: float = 1e-4) -> dict[str, float]:
 
 @settings(max_examples=100, deadline=None)
 @given(LINEARS, st.floats(0, 1))
-def test_kept_linears_are_ruined_ones_worst_first_within_the_budget(
-    linears: dict[str, tuple[float, int]], budget: float
-) -> None:
+def test_kept_linears_are_ruined_ones_worst_first_within_the_budget(linears: dict[str, tuple[float, int]], budget: float) -> None:
     damage = {name: value for name, (value, _) in linears.items()}
     sizes = {name: size for name, (_, size) in linears.items()}
     chosen = kept(damage, budget, sizes)

@@ -17,9 +17,7 @@ VOCAB_SIZE = 4096
 FOLDER = Path(str(quasar.exporter.__file__)).parent / "demo"
 TOKENIZER = Tokenizer(FOLDER, VOCAB_SIZE)
 
-UNICODE = st.text(
-    st.one_of(st.characters(codec="utf-8"), st.sampled_from("aé漢字😀👨\u200d👩\u0301\u202e\n ")), max_size=20
-)
+UNICODE = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("aé漢字😀👨\u200d👩\u0301\u202e\n ")), max_size=20)
 WHOLE = UNICODE.filter(lambda text: REPLACEMENT not in text)
 SINGLE_BYTES = [TOKENIZER.encode(chr(point))[0] for point in range(128)] + [
     token for point in range(128, 2048, 64) for token in TOKENIZER.encode(chr(point))

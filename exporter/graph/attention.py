@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
-
 from quasar.exporter.architecture import Architecture
 from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
 from quasar.exporter.graph.rope import rotary_tables
@@ -55,6 +54,7 @@ class FusedAttention:
     def create(
         cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, start: ir.Value
     ) -> FusedAttention:
+        """Write what all layers share: rotary tables and lengths."""
         cos, sin = rotary_tables(architecture.rope, architecture.head_dim, max_length)
         with g.scope("position"):
             end = g.op("Add", start, g.op("Shape", input_ids, start=1, end=2))
@@ -65,6 +65,7 @@ class FusedAttention:
     def __call__(
         self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """See `Attention`."""
         a = self.architecture
         window = a.sliding_windows[layer]
         output: tuple[ir.Value, ir.Value, ir.Value] = self.g.op(
@@ -101,6 +102,7 @@ class PortableAttention:
     def create(
         cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, start: ir.Value
     ) -> PortableAttention:
+        """Write what all layers share: rotary tables, positions and masks."""
         cos, sin = rotary_tables(architecture.rope, architecture.head_dim, max_length)
         with g.scope("position"):
             _, positions = _positions(g, input_ids, start)
@@ -116,6 +118,7 @@ class PortableAttention:
     def __call__(
         self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """See `Attention`."""
         g, a = self.g, self.architecture
         query = self._rotate(self._heads(q, a.num_attention_heads))
         key = self._rotate(self._heads(k, a.num_key_value_heads))

@@ -50,6 +50,7 @@ class WeightFile:
         return self._values[name]
 
     def close(self) -> None:
+        """Flush and close the file."""
         self._file.close()
 
     def __enter__(self) -> WeightFile:
@@ -74,6 +75,7 @@ class GraphBuilder:
 
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
+        """Nodes written within the block carry `name` in theirs."""
         self._scopes.append(name)
         try:
             yield
@@ -81,19 +83,19 @@ class GraphBuilder:
             self._scopes.pop()
 
     def input(self, name: str, dtype: Any, shape: Sequence[int | str]) -> ir.Value:
+        """Declare an input; a string in `shape` is a symbolic size."""
         value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype))))
         self._inputs.append(value)
         return value
 
     def output(self, name: str, value: ir.Value, dtype: Any, shape: Sequence[int | str]) -> None:
+        """Declare `value` an output under a name of its own."""
         value.name = name
         value.shape = ir.Shape(shape)
         value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype)))
         self._outputs.append(value)
 
-    def op(
-        self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, domain: str = "", **attributes: Any
-    ) -> Any:
+    def op(self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
         """Append a node; gives its output, or a tuple of them where `outputs` is more than one."""
         name = self._unique("/" + "/".join([*self._scopes, op_type]))
         values = [ir.Value(name=f"{name}_output_{i}") for i in range(outputs)]
@@ -101,6 +103,7 @@ class GraphBuilder:
         return values[0] if outputs == 1 else tuple(values)
 
     def weight(self, name: str, array: np.ndarray) -> ir.Value:
+        """A tensor of this graph's data file."""
         return self._use(self._weights.add(name, array))
 
     def embedding(self, name: str, array: np.ndarray) -> ir.Value:
@@ -121,9 +124,7 @@ class GraphBuilder:
         if name is None:
             raise ValueError("an initializer needs a name")
         if name not in self._initializers:  # a value belongs to one graph, a tensor may serve several
-            self._initializers[name] = ir.Value(
-                name=name, shape=value.shape, type=value.type, const_value=value.const_value
-            )
+            self._initializers[name] = ir.Value(name=name, shape=value.shape, type=value.type, const_value=value.const_value)
         return self._initializers[name]
 
     def _unique(self, name: str) -> str:

@@ -9,8 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 import torch
-
-
 from quasar.calibration.source import TensorSource
 from quasar.exporter.architecture import Architecture
 from quasar.exporter.graph.attention import FusedAttention, PortableAttention
@@ -18,9 +16,7 @@ from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
 from quasar.exporter.graph.linear import Linear
 
 AttentionForm = Literal["fused", "portable"]
-ATTENTION = {"fused": FusedAttention, "portable": PortableAttention}
-
-
+ATTENTION: dict[AttentionForm, Any] = {"fused": FusedAttention, "portable": PortableAttention}
 
 
 @dataclass(frozen=True)
@@ -85,9 +81,7 @@ class Decoder:
         rows = g.op("Gather", g.embedding(name, source.tensor(name).half().numpy()), input_ids)
         return g.op("Cast", rows, to=ir.DataType.FLOAT)
 
-    def _norm(
-        self, g: GraphBuilder, source: TensorSource, name: str, x: ir.Value, update: ir.Value | None
-    ) -> tuple[Any, Any]:
+    def _norm(self, g: GraphBuilder, source: TensorSource, name: str, x: ir.Value, update: ir.Value | None) -> tuple[Any, Any]:
         """(RMSNorm(x + update), x + update)"""
         weight = g.weight(f"{name}.weight", source.tensor(f"{name}.weight").numpy())
         epsilon = self.architecture.rms_norm_eps
@@ -137,10 +131,9 @@ class Decoder:
         parts = [f"{prefix}.mlp.{kind}_proj" for kind in ("gate", "up")]
         fused = self._fused_linear(g, source, f"{prefix}.mlp.gate_up_proj", parts, x)
         gate, up = g.op("Split", fused, outputs=2, axis=-1, num_outputs=2)
-        if self.attention == "portable":
-            activated = g.op("Swish", gate)
-        else:
-            activated = g.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)  # x * sigmoid(alpha * x)
+        # QuickGelu is x * sigmoid(alpha * x), so with alpha 1 it is the SiLU of one node that ONNX Runtime has
+        fused_silu: dict[str, Any] = {"domain": MICROSOFT, "alpha": 1.0}
+        activated = g.op("Swish", gate) if self.attention == "portable" else g.op("QuickGelu", gate, **fused_silu)
         return self._linear(g, source, f"{prefix}.mlp.down_proj", g.op("Mul", activated, up))
 
     def _select(self, g: GraphBuilder, x: ir.Value, rows: ir.Value) -> Any:

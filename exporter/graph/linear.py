@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 import torch
-
 from quasar.calibration.quantize import quantize_blocks, quantize_rows
 from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
 
@@ -21,17 +20,16 @@ from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
 class Linear(Protocol):
     """Writes one linear layer into a graph."""
 
-    def __call__(
-        self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> ir.Value: ...
+    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> ir.Value:
+        """The output of the linear; weight float32 [out, in], bias [out]."""
+        ...
 
 
 class FloatLinear:
     """float32 weights, float32 arithmetic."""
 
-    def __call__(
-        self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> Any:
+    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        """See `Linear`."""
         y = g.op("MatMul", x, g.weight(f"{name}.weight", weight.t().contiguous().numpy()))
         return y if bias is None else g.op("Add", y, g.weight(f"{name}.bias", bias.numpy()))
 
@@ -51,9 +49,8 @@ class W8A8Linear:
     keep_float: frozenset[str] = frozenset()
     fallback: Linear = field(default_factory=FloatLinear)
 
-    def __call__(
-        self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> Any:
+    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        """See `Linear`."""
         if name in self.keep_float:
             return self.fallback(g, name, x, weight, bias)
         quantized, scales = quantize_rows(weight)
@@ -82,9 +79,8 @@ class BlockLinear:
 
     accuracy_level: int = 4
 
-    def __call__(
-        self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> Any:
+    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        """See `Linear`."""
         out_features, in_features = weight.shape
         blocks = quantize_blocks(weight)
         return g.op(

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-
 from quasar.exporter.architecture import Rope
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:
     """Angular frequency of each rotated pair, float64 [head_dim / 2]."""
-    base = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    base: np.ndarray = rope.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if rope.rope_type == "linear":
-        return base / rope["factor"]
+        return np.asarray(base / rope["factor"])
     if rope.rope_type == "llama3":
         return _llama3(base, rope)
     if rope.rope_type == "yarn":
@@ -25,8 +24,8 @@ def _llama3(base: np.ndarray, rope: Rope) -> np.ndarray:
     """Llama 3.1: long wavelengths are divided by `factor`, short ones kept, those between interpolated."""
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     turns = rope["original_max_position_embeddings"] * base / (2 * math.pi)  # full turns over the original context
-    keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return keep * base + (1 - keep) * base / rope["factor"]
+    keep: np.ndarray = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return np.asarray(keep * base + (1 - keep) * base / rope["factor"])
 
 
 def _yarn(base: np.ndarray, rope: Rope, head_dim: int) -> np.ndarray:
@@ -41,7 +40,7 @@ def _yarn(base: np.ndarray, rope: Rope, head_dim: int) -> np.ndarray:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
     ramp = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
-    return (1 - ramp) * base + ramp * base / rope["factor"]
+    return np.asarray((1 - ramp) * base + ramp * base / rope["factor"])
 
 
 def attention_factor(rope: Rope) -> float:
