@@ -143,7 +143,7 @@ def _chat(model: Model, params: SamplingParams, args: argparse.Namespace) -> Non
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    args = parser().parse_args(argv)
+    args = parser().parse_intermixed_args(argv)  # options may stand before PROMPT
     if args.prompt is not None and args.token_ids is not None:
         raise UsageError("give either PROMPT or --token-ids")
     params = _params(args)

@@ -95,6 +95,14 @@ def test_chat_keeps_the_conversation(demo_bundle: Path) -> None:
     assert second["reused_tokens"] > 0
 
 
+def test_options_may_stand_anywhere(demo_bundle: Path, capsys: Capture) -> None:
+    texts = []
+    for command in (["B", "hi", "--chain", "int8"], ["B", "--chain", "int8", "hi"], ["--chain", "int8", "B", "hi"]):
+        assert generate_main([str(demo_bundle) if part == "B" else part for part in command]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] == texts[2] != "\n"
+
+
 def test_raw_text_is_continued(demo_bundle: Path, capsys: Capture) -> None:
     assert generate_main([str(demo_bundle), "Once upon a time", "--raw", "--max-new-tokens", "10", "--json"]) == 0
     raw = json.loads(capsys.readouterr().out)["statistics"]["prompt_tokens"]
