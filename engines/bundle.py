@@ -287,6 +287,7 @@ def atomic_bundle(output: Path) -> Iterator[Path]:
     """
     check_output(output)
     output = output.absolute()
+    made = [parent for parent in output.parents if not parent.exists()]
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     try:
@@ -295,6 +296,9 @@ def atomic_bundle(output: Path) -> Iterator[Path]:
         _replace_directory(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # not empty: the bundle is in it
+                parent.rmdir()
 
 
 def _replace_directory(new: Path, output: Path) -> None:

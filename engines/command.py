@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from quasar.engines.errors import QuasarError
+from quasar.engines.errors import QuasarError, UsageError
 
 INTERRUPTED = 130
 EXIT_CODES = "exit codes: 0 done, 1 disk or memory failed, 2 wrong usage, 3 gate failed, 4 bad bundle, 130 interrupted"
@@ -36,6 +36,10 @@ def run_command(name: str, run: Callable[[], int]) -> int:
     except BrokenPipeError:  # the reader of stdout went away, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        extra = "cpu" if error.name == "onnxruntime" else "export"
+        print(f"{name}: {error.name} is not installed; pip install 'quasar-toolchain[{extra}]'", file=sys.stderr)
+        return UsageError.exit_code
     except MemoryError:
         print(f"{name}: out of memory; use a machine with more, or a smaller --max-length", file=sys.stderr)
         return 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from quasar.engines.bundle import Bundle, EngineEntry
+from quasar.engines.bundle import EngineEntry
 from quasar.engines.engine import EngineSpec, Float32, Int64, check_call
 from quasar.engines.errors import BundleError, QuasarError, UsageError
 
@@ -40,6 +40,8 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.In
     """
     if provider not in PROVIDERS:
         raise UsageError(f"unknown provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
+    if threads < 0:
+        raise UsageError(f"threads is {threads}; it must be 0 (one per core) or more")
     name = PROVIDERS[provider]
     if name not in ort.get_available_providers():
         raise UsageError(
@@ -92,6 +94,8 @@ class OnnxEngine:
     Past and present of every layer are bound to one buffer, so a step writes its keys and values in place.
 
     Args:
+        graph: the `.onnx` file; its weights lie beside it.
+        entry: what the manifest says of it.
         batch_invariant: make a row's logits the same to the last bit, however many rows share its pass. ONNX Runtime's
             attention takes another kernel for a single row than for several, and quantization turns its last-bit
             differences into visible ones; so single rows are run twice, which costs time and one position of the cache.
@@ -99,7 +103,7 @@ class OnnxEngine:
 
     def __init__(
         self,
-        bundle: Bundle,
+        graph: Path,
         entry: EngineEntry,
         provider: str = "cpu",
         threads: int = 0,
@@ -119,9 +123,8 @@ class OnnxEngine:
             entry.max_batch,
             entry.precision,
         )
-        path = bundle.path(entry.graph)
-        self._session = create_session(str(path), provider, threads)
-        _check_graph(self._session, entry, str(path))
+        self._session = create_session(str(graph), provider, threads)
+        _check_graph(self._session, entry, str(graph))
         self._seconds = 0.0
         self._logits = zeros((0,))
         self._bindings: dict[int, Any] = {}

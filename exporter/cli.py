@@ -9,13 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quasar.calibration.smoothquant import ALPHA_GRID
 from quasar.engines.command import EXIT_CODES, run_command
 from quasar.engines.errors import UsageError
-from quasar.exporter.checkpoint import DEMO
-from quasar.exporter.export import ExportOptions, ExportResult, export
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import: --help and wrong options need not wait for them
+    from quasar.exporter.export import ExportOptions, ExportResult
 
 DRAFTS = ("int4", "none")
 
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         description="Turn a Hugging Face checkpoint into a bundle of quantized engines, checked against the float model.",
         epilog=EXIT_CODES,
     )
-    p.add_argument("--model", required=True, help=f"folder, Hugging Face id, alias such as qwen3 or qwen3:8b, or {DEMO!r}")
+    p.add_argument("--model", required=True, help="folder, Hugging Face id, alias such as qwen3 or qwen3:8b, or demo")
     p.add_argument("--int8", action="store_true", help="a W8A8 verifier: the same as --engines int8 --draft int4")
     p.add_argument("--engines", metavar="LIST", help="exactly these, comma separated: float, int8, int4")
     p.add_argument("--draft", choices=DRAFTS, help="engine to add for drafting (with --int8: int4, else none)")
@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _options(args: argparse.Namespace) -> ExportOptions:
-    engines = _engines(args)
+    engines, alphas = _engines(args), _alphas(args.alpha)
+    from quasar.exporter.export import ExportOptions
+
     named = "-".join(name for name in engines if name != "int4" or engines == ("int4",))
     output = args.output or Path(f"{Path(args.model).name.lower().replace(':', '-')}-{named}")
     return ExportOptions(
@@ -60,8 +62,8 @@ def _options(args: argparse.Namespace) -> ExportOptions:
         engines=engines,
         calibration=args.calibration,
         samples=args.num_samples,
-        sample_length=args.sample_length if args.max_length is None else min(args.sample_length, args.max_length),
-        alphas=_alphas(args.alpha),
+        sample_length=args.sample_length,
+        **alphas,
         float_budget=args.float_budget,
         max_length=args.max_length,
         max_batch=args.max_batch,
@@ -83,11 +85,12 @@ def _engines(args: argparse.Namespace) -> tuple[str, ...]:
     return tuple(engines)
 
 
-def _alphas(text: str) -> tuple[float, ...]:
+def _alphas(text: str) -> dict[str, tuple[float, ...]]:
+    """What `--alpha` changes in the options."""
     if text in ("search", "off"):
-        return ALPHA_GRID if text == "search" else ()
+        return {} if text == "search" else {"alphas": ()}
     try:
-        return (float(text),)
+        return {"alphas": (float(text),)}
     except ValueError:
         raise UsageError(f"--alpha {text}: give a number from 0 to 1, 'search' or 'off'") from None
 
@@ -122,6 +125,7 @@ def _print(result: ExportResult, seconds: float) -> None:
 def _run(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
     options = _options(args)
+    from quasar.exporter.export import export
     from tqdm import tqdm
 
     def progress(name: str, parts: int) -> Any:

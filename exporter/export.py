@@ -17,7 +17,7 @@ from quasar.calibration.observe import FloatModel
 from quasar.calibration.prompts import PromptSet, load_prompts
 from quasar.calibration.smoothquant import ALPHA_GRID, Smoothed
 from quasar.calibration.source import TensorSource
-from quasar.engines.bundle import Bundle, EngineEntry, Manifest, atomic_bundle, check_output, list_files, write_manifest
+from quasar.engines.bundle import EngineEntry, Manifest, atomic_bundle, check_output, list_files, write_manifest
 from quasar.engines.errors import UsageError
 from quasar.engines.onnxruntime import OnnxEngine
 from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
@@ -36,6 +36,8 @@ PRECISIONS = {
     "int4": "w4a8",  # 4-bit weights in blocks, int8 activations per block at run time
 }
 PACKAGES = ("quasar-toolchain", "onnxruntime", "onnx-ir", "torch", "transformers", "tokenizers")
+
+SHORTEST_CONTEXT = 8
 
 Progress = Callable[[str, int], Any]
 """Called with a step's name and its number of parts; gives a context manager whose value has `update(1)`."""
@@ -78,10 +80,8 @@ class ExportOptions:
         for field, least in (("samples", 2), ("sample_length", 8), ("max_batch", 1)):
             if getattr(self, field) < least:
                 raise UsageError(f"{field} is {getattr(self, field)}; at least {least} is needed")
-        if self.max_length is not None and self.max_length < self.sample_length:
-            raise UsageError(
-                f"max_length is {self.max_length}; the gate's sequences take {self.sample_length} positions (--sample-length)"
-            )
+        if self.max_length is not None and self.max_length < SHORTEST_CONTEXT:
+            raise UsageError(f"max_length is {self.max_length}; at least {SHORTEST_CONTEXT} is needed")
         if not 0 <= self.float_budget <= 1:
             raise UsageError(f"float_budget is {self.float_budget}; it is a share of the weights, 0 to 1")
         if not all(0 <= alpha <= 1 for alpha in self.alphas):
@@ -116,7 +116,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             tokenizer.encode,
             lambda messages: encode_messages(tokenizer, messages),
             options.samples,
-            options.sample_length,
+            min(options.sample_length, max_length),
         )
         calibration = _calibrate(options, checkpoint, prompts, progress) if "int8" in options.engines else None
         writer = _Writer(options, checkpoint, calibration, root, max_length)
@@ -242,10 +242,9 @@ def _gate(
         final_states = model.final_states(prompts.gate, lambda: bar.update(1))
     lm_head = checkpoint.tensor("lm_head.weight")
     figures = {}
-    unchecked = Bundle(root, Manifest({}, {}, (), (), (), "", {}, {}, {}))
     for entry in entries:
         with progress(f"gate {entry.name}", len(prompts.gate)) as bar, torch.inference_mode():
-            engine = OnnxEngine(unchecked, entry)
+            engine = OnnxEngine(root / entry.graph, entry)
             figures[entry.name] = compare(engine, prompts.gate, final_states, lm_head, lambda: bar.update(1))
             engine.close()
     return figures

@@ -130,8 +130,8 @@ class Verifier:
         if self._proposer is not None and room > 0:
             proposal = self._proposer.propose(sequence, min(room, self._draft_length))
         draft = proposal.tokens
-        best = self._slot.logits(sequence.tokens + draft, len(draft) + 1).argmax(axis=-1)
-        accepted, following = accept_greedy(best, draft)
+        logits = self._slot.logits(sequence.tokens + draft, len(draft) + 1)
+        accepted, following = accept_greedy((int(row.argmax()) for row in logits), draft)
         self._slot.truncate(length + accepted)
         statistics.count_round(len(draft), accepted)
         return [*draft[:accepted], following]

@@ -81,10 +81,10 @@ def load(
     entry = opened.engine(spec.verifier)
     if entry.backend != "onnxruntime":
         raise UsageError(f"engine {entry.name}: backend {entry.backend!r} is not one that this release runs")
-    from quasar.engines.onnxruntime import OnnxEngine
-
     tokenizer = Tokenizer(opened.root / "tokenizer", entry.vocab_size)
-    engine = OnnxEngine(opened, entry, provider, threads, batch_invariant)
+    from quasar.engines.onnxruntime import OnnxEngine  # here, so that what is wrong with a bundle is said without it
+
+    engine = OnnxEngine(opened.path(entry.graph), entry, provider, threads, batch_invariant)
     return Model(opened, tokenizer, engine, spec, draft_length)
 
 

@@ -12,7 +12,7 @@ import quasar.exporter
 import torch
 import transformers
 from quasar.calibration.source import TensorSource
-from quasar.engines.bundle import Bundle, EngineEntry, Manifest
+from quasar.engines.bundle import EngineEntry
 from quasar.engines.onnxruntime import OnnxEngine
 from quasar.exporter.checkpoint import Checkpoint
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
@@ -107,7 +107,7 @@ def write_engine(
         *("engine", "onnxruntime", "", attention, "engine.onnx", ("engine.onnx", "engine.bin")),
         *(a.vocab_size, max_length, max_batch, a.num_hidden_layers, a.num_key_value_heads, a.head_dim, (), {}),
     )
-    return OnnxEngine(Bundle(folder, Manifest({}, {}, (), (), (), "", {}, {}, {})), entry)
+    return OnnxEngine(folder / "engine.onnx", entry)
 
 
 def forward(engine: OnnxEngine, ids: np.ndarray, start: int = 0) -> np.ndarray:

@@ -155,7 +155,7 @@ def test_a_batch_takes_the_portable_form(tmp_path: Path) -> None:
     command = ["--model", "demo", "--engines", "int8", "--max-batch", "2", "--max-length", "512"]
     assert export_main([*command, "--output", str(tmp_path / "b")]) == 0
     bundle = open_bundle(tmp_path / "b")
-    engine = OnnxEngine(bundle, bundle.engine("int8"))
+    engine = OnnxEngine(bundle.path("int8.onnx"), bundle.engine("int8"))
     ids = np.random.default_rng(0).integers(3, 4000, (2, 9))
     both = engine.forward(ids, np.zeros(2, np.int64), np.full((2, 1), 8)).copy()
     for slot in range(2):
