@@ -44,8 +44,8 @@ class Calibration:
     """What calibration found, by linear (`model.layers.0.self_attn.qkv_proj`, ..., `lm_head`).
 
     Attributes:
-        alpha: the chosen alpha; absent for linears that are not smoothed.
-        smoothing: s per input channel, float32 [in].
+        alpha: the chosen alpha; empty where nothing is smoothed.
+        smoothing: s per input channel, float32 [in]; ones where nothing is smoothed.
         input_scales: scale of the smoothed activation.
         damage: see `quasar.calibration.sensitivity.group_damage`.
         float_linears: linears that stay float.
@@ -92,8 +92,9 @@ def calibrate(
         if recipe.alphas:
             sample = _every(x[seen:], SEARCH_TOKENS)
             alpha[name], smoothing[name] = search_alpha(sample, seen_max, weight_max, weights, recipe.alphas)
-        scales = smoothing.get(name, torch.ones_like(all_max))
-        input_scales[name] = static_scale(all_max, scales)
+        else:
+            smoothing[name] = torch.ones_like(all_max)
+        input_scales[name] = static_scale(all_max, smoothing[name])
         sizes[name] = sum(weight.numel() for weight in weights)
 
     hidden = model.embed(sequences)
@@ -106,8 +107,7 @@ def calibrate(
             for group in GROUPS:
                 name = f"model.layers.{index}.{group}"
                 settle(name, inputs[group], seen, layer.weights(group))
-                s = smoothing.get(name, torch.ones(inputs[group].shape[1]))
-                damage[name] = group_damage(layer, probe, probe_after, group, s, input_scales[name])
+                damage[name] = group_damage(layer, probe, probe_after, group, smoothing[name], input_scales[name])
             hidden = after
         advance()
     settle("lm_head", torch.cat(model.final_norm(hidden)), seen, [source.tensor("lm_head.weight")])
