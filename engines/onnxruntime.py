@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import platform
 import re
 import time
@@ -40,8 +41,9 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.In
     """
     if provider not in PROVIDERS:
         raise UsageError(f"unknown provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
-    if threads < 0:
-        raise UsageError(f"threads is {threads}; it must be 0 (one per core) or more")
+    cores = os.cpu_count() or 1
+    if not 0 <= threads <= cores:
+        raise UsageError(f"threads is {threads}; this machine has {cores} cores, and 0 takes one per core")
     name = PROVIDERS[provider]
     if name not in ort.get_available_providers():
         raise UsageError(
