@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from quasar.calibration.observe import GROUPS, FloatModel, Hidden
+from quasar.calibration.groups import GROUPS
+from quasar.calibration.observe import FloatModel, Hidden
 from quasar.calibration.sensitivity import group_damage, keep_float
 from quasar.calibration.smoothquant import (
     ALPHA_GRID,
@@ -28,7 +29,7 @@ class Recipe:
 
     Attributes:
         alphas: alphas to choose from, per group of linears; empty for no smoothing at all.
-        float_budget: share of all linear weights that may stay float where quantization ruins a linear.
+        float_budget: share of the layers' weights that may stay float where quantization ruins a linear.
         query_groups: query heads per KV head.
         head_dim: width of a head.
     """

@@ -12,19 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from quasar.calibration.groups import GROUPS
 from quasar.calibration.source import TensorSource
 from transformers import AutoModelForCausalLM
 
 Hidden = list[torch.Tensor]
 """Hidden states of several token sequences, float32 [S_i, H] each."""
-
-GROUPS = {
-    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "self_attn.o_proj": ("self_attn.o_proj",),
-    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
-    "mlp.down_proj": ("mlp.down_proj",),
-}
-"""The linears of a layer by the input they share. Each group is one linear of the exported graph, under this name."""
 
 
 @dataclass(frozen=True)

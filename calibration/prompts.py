@@ -61,7 +61,7 @@ def load_prompts(
         name, sequences = "built-in", _from_rows(text, "built-in prompts", encode, encode_messages)
     else:
         text, name = _read(file), file.name
-        if file.suffix == ".txt":
+        if file.suffix.lower() == ".txt":
             ids = encode(text)
             sequences = iter([ids[i : i + length] for i in range(0, len(ids), length)])
         else:

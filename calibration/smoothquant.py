@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from quasar.calibration.groups import GROUPS, PRODUCERS
 from quasar.calibration.quantize import INT8_MAX, TINY, fake_quantize_rows, fake_quantize_tensor
 from quasar.calibration.source import TensorSource
 
@@ -122,19 +123,10 @@ class Smoothed:
 
 def _groups(module: str) -> tuple[str, str]:
     """(group whose input this module makes, group that this module belongs to); empty where there is none."""
-    if module == "lm_head":
-        return "", "lm_head"
-    if module == "model.norm":
-        return "lm_head", ""
-    parent, _, kind = module.rpartition(".")
-    return {
-        "input_layernorm": (f"{parent}.self_attn.qkv_proj", ""),
-        "post_attention_layernorm": (f"{parent}.mlp.gate_up_proj", ""),
-        "q_proj": ("", f"{parent}.qkv_proj"),
-        "k_proj": ("", f"{parent}.qkv_proj"),
-        "v_proj": (f"{parent}.o_proj", f"{parent}.qkv_proj"),
-        "o_proj": ("", f"{parent}.o_proj"),
-        "gate_proj": ("", f"{parent}.gate_up_proj"),
-        "up_proj": (f"{parent}.down_proj", f"{parent}.gate_up_proj"),
-        "down_proj": ("", f"{parent}.down_proj"),
-    }.get(kind, ("", ""))
+    if module in ("lm_head", "model.norm"):
+        return ("lm_head", "") if module == "model.norm" else ("", "lm_head")
+    *layer, name = module.split(".", 3)
+    prefix = ".".join(layer)
+    reads = next((group for group, linears in GROUPS.items() if name in linears), None)
+    produces = PRODUCERS.get(name)
+    return (f"{prefix}.{produces}" if produces else "", f"{prefix}.{reads}" if reads else "")

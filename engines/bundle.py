@@ -19,8 +19,10 @@ from quasar.engines.errors import BundleError, UsageError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+"""The folder of the tokenizer's files."""
 # a manifest that asks for more than this is not one that an export wrote
-MAX_VOCAB, MAX_LENGTH, MAX_LAYERS, MAX_HEADS = 1 << 22, 1 << 24, 1 << 10, 1 << 10
+MAX_VOCAB, MAX_LENGTH, MAX_BATCH, MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1 << 22, 1 << 24, 1 << 10, 1 << 10, 1 << 10, 1 << 12
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,10 @@ def _parse_engine(name: str, value: Any, where: str) -> EngineEntry:
         files=r.strings("files"),
         vocab_size=r.bounded("vocab_size", MAX_VOCAB),
         max_length=r.bounded("max_length", MAX_LENGTH),
-        max_batch=r.bounded("max_batch", MAX_LENGTH),
+        max_batch=r.bounded("max_batch", MAX_BATCH),
         num_hidden_layers=r.bounded("num_hidden_layers", MAX_LAYERS),
         num_key_value_heads=r.bounded("num_key_value_heads", MAX_HEADS),
-        head_dim=r.bounded("head_dim", MAX_LENGTH),
+        head_dim=r.bounded("head_dim", MAX_HEAD_DIM),
         float_linears=r.strings("float_linears"),
         gate=r.get("gate", dict),
     )
@@ -149,12 +151,17 @@ def parse_manifest(text: str, where: str) -> Manifest:
         f = _Reader(value, f"{where}: files")
         files.append(BundleFile(f.get("path", str), f.get("bytes", int), f.get("sha256", str)))
     engines = {name: _parse_engine(name, value, where) for name, value in r.get("engines", dict).items()}
+    if not engines:
+        raise BundleError(f"{where}: there is no engine in it; export the bundle again")
+    stop_token_ids = r.integers("stop_token_ids")
+    if any(not 0 <= token < MAX_VOCAB for token in stop_token_ids):
+        raise BundleError(f"{where}: stop_token_ids {list(stop_token_ids)[:8]} are not token ids; export the bundle again")
     return Manifest(
         model=r.get("model", dict),
         engines=engines,
         files=tuple(files),
         tokenizer=r.strings("tokenizer"),
-        stop_token_ids=r.integers("stop_token_ids"),
+        stop_token_ids=stop_token_ids,
         default_chain=r.get("default_chain", str),
         calibration=r.get("calibration", dict),
         thresholds=r.get("thresholds", dict),
@@ -172,6 +179,20 @@ class Bundle:
     def path(self, name: str) -> Path:
         """Where a listed file lies."""
         return _inside(self.root, name)
+
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer lies.
+
+        Raises:
+            BundleError: a file is there that the manifest does not list, and that would be read all the same.
+        """
+        folder, listed = _inside(self.root, TOKENIZER), set(self.manifest.tokenizer)
+        if f"{TOKENIZER}/tokenizer.json" not in listed:
+            raise BundleError(f"{self.root / MANIFEST}: no tokenizer.json under tokenizer; export the bundle again")
+        for path in folder.iterdir():
+            if f"{TOKENIZER}/{path.name}" not in listed:
+                raise BundleError(f"{path}: not listed in the manifest; remove it, or export the bundle again")
+        return folder
 
     def engine(self, name: str) -> EngineEntry:
         """The engine of that name.
@@ -273,10 +294,22 @@ def check_output(output: Path) -> None:
         UsageError: with what lies there.
     """
     if output.is_dir():
-        if any(output.iterdir()) and not (output / MANIFEST).is_file():
-            raise UsageError(f"{output}: a directory that is not a bundle is there; choose another --output")
+        foreign = _first_foreign_file(output)
+        if foreign is not None:
+            raise UsageError(f"{output}: not a bundle, or more than that ({foreign}), is there; choose another --output")
     elif output.exists() or output.is_symlink():
         raise UsageError(f"{output}: a file is there; choose another --output")
+
+
+def _first_foreign_file(folder: Path) -> str | None:
+    """A file in the folder that no bundle of this format put there; None where replacing the folder loses nothing else."""
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    try:
+        manifest = parse_manifest((folder / MANIFEST).read_text(encoding="utf-8"), MANIFEST)
+        known = {MANIFEST, *(file.path for file in manifest.files)}
+    except (OSError, UnicodeDecodeError, BundleError):
+        known = set()
+    return next((file for file in files if file not in known), None)
 
 
 @contextlib.contextmanager
@@ -292,7 +325,9 @@ def atomic_bundle(output: Path) -> Iterator[Path]:
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     try:
         yield partial
-        partial.chmod(0o755)
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o777 & ~umask)  # mkdtemp makes it private
         _replace_directory(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

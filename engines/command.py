@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -12,6 +13,11 @@ from types import FrameType
 from quasar.engines.errors import QuasarError, UsageError
 
 INTERRUPTED = 130
+ADVICE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.ENOMEM: "use a machine with more memory, or a smaller --max-length",
+}
 EXIT_CODES = "exit codes: 0 done, 1 disk or memory failed, 2 wrong usage, 3 gate failed, 4 bad bundle, 130 interrupted"
 
 
@@ -22,9 +28,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def run_command(name: str, run: Callable[[], int]) -> int:
     """Run a command's body; turn what it raises into a message and an exit code.
 
-    SIGTERM ends it as Ctrl-C does, so that half-written files are cleaned away.
+    SIGTERM and a closed terminal end it as Ctrl-C does, so that half-written files are cleaned away.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        signal.signal(number, _interrupt)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows another one
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         return run()
     except QuasarError as error:
@@ -44,7 +54,7 @@ def run_command(name: str, run: Callable[[], int]) -> int:
         print(f"{name}: out of memory; use a machine with more, or a smaller --max-length", file=sys.stderr)
         return 1
     except OSError as error:
-        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path and its permissions"
+        advice = ADVICE.get(error.errno or 0, "check the path and its permissions")
         where = f"{error.filename}: " if error.filename else ""
         print(f"{name}: {where}{error.strerror or error}; {advice}", file=sys.stderr)
         return 1

@@ -28,3 +28,9 @@ class BundleError(QuasarError):
     """A bundle is truncated, altered, hostile, or of a format this version does not read."""
 
     exit_code = 4
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign exception's message, or its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

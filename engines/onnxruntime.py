@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime as ort
 from quasar.engines.bundle import EngineEntry
 from quasar.engines.engine import EngineSpec, Float32, Int64, check_call
-from quasar.engines.errors import BundleError, QuasarError, UsageError
+from quasar.engines.errors import BundleError, QuasarError, UsageError, first_line
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -23,7 +23,7 @@ PROVIDERS = {
 }
 # tokens in one pass: more would not be faster, and activations grow with them
 MAX_ROWS = 256
-LOG_ERRORS_ONLY = 3
+LOG_NOTHING = 4  # what goes wrong is raised
 # precisions whose kernels give a row the same bits in every pass of two or more rows (tested)
 BATCH_INVARIANT = ("float32", "w8a8")
 
@@ -52,14 +52,13 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.In
         )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = LOG_ERRORS_ONLY
+    options.log_severity_level = LOG_NOTHING
     if _u8s8_overflows():  # costs two seconds and a copy of the weights at loading, so not without need
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = ort.InferenceSession(path, options, providers=[name])
     except Exception as error:  # onnxruntime's own exceptions share no base class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BundleError(f"{path}: ONNX Runtime cannot load it: {reason}") from None
+        raise BundleError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from None
     if session.get_providers()[0] != name:
         raise UsageError(
             f"provider {provider}: {name} is installed but did not start (driver or libraries missing); use --provider cpu"
@@ -162,7 +161,7 @@ class OnnxEngine:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
-            raise QuasarError(f"engine {self._spec.name}: ONNX Runtime failed: {str(error).strip().splitlines()[0]}") from None
+            raise QuasarError(f"engine {self._spec.name}: ONNX Runtime failed: {first_line(error)}") from None
         self._seconds += time.perf_counter() - begin
         return logits
 
@@ -197,6 +196,9 @@ class OnnxEngine:
 
 def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -> None:
     """The graph's own shapes must be those of the manifest, or a pass would read past the buffers."""
+    precision = session.get_modelmeta().custom_metadata_map.get("quasar.precision")
+    if precision != entry.precision:
+        raise BundleError(f"{path}: its precision is {precision}, the manifest says {entry.precision}; export the bundle again")
     cache = [entry.num_key_value_heads, entry.max_length, entry.head_dim]
     inputs = {"input_ids": 2, "start": 1, "rows": 2}
     expected: dict[str, list[int]] = {
@@ -209,7 +211,8 @@ def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -
     if set(found) != {*expected, *inputs, "logits"}:
         raise BundleError(f"{path}: its inputs and outputs are not those of a {entry.num_hidden_layers}-layer engine")
     for name, shape in expected.items():
-        if list(found[name].shape[1:]) != shape or found[name].type != "tensor(float)":
+        batch = found[name].shape[0]
+        if (batch == 1) != (entry.max_batch == 1) or list(found[name].shape[1:]) != shape or found[name].type != "tensor(float)":
             raise BundleError(f"{path}: {name} is {found[name].type} {found[name].shape}, the manifest says {shape}")
     for name, rank in inputs.items():
         if len(found[name].shape) != rank or found[name].type != "tensor(int64)":

@@ -10,6 +10,7 @@ from typing import Any
 from quasar.engines.errors import UsageError
 
 SUPPORTED = "qwen3, qwen2 (and 2.5), llama (2 and 3), mistral, openPangu-Embedded"
+POSITIVE = ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -27,8 +28,11 @@ class Rope:
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
             raise UsageError(f"config.json: rope type {self.rope_type!r} is not supported; supported: {', '.join(ROPE_TYPES)}")
-        if not (math.isfinite(self.theta) and self.theta > 0):
-            raise UsageError(f"config.json: rope_theta is {self.theta}; it must be a positive number")
+        if not (math.isfinite(self.theta) and self.theta > 1):
+            raise UsageError(f"config.json: rope_theta is {self.theta}; it must be a number above 1")
+        for name, value in self.parameters:
+            if not math.isfinite(value) or (value <= 0 and name in POSITIVE):
+                raise UsageError(f"config.json: rope parameter {name} is {value}; it must be a positive number")
 
     def __getitem__(self, name: str) -> float:
         try:
@@ -82,6 +86,11 @@ class Architecture:
             )
         if self.head_dim % 2:
             raise UsageError(f"config.json: head_dim is {self.head_dim}; rotary embedding needs an even one")
+        if not (isinstance(self.rms_norm_eps, float) and 0 <= self.rms_norm_eps < 1):
+            raise UsageError(f"config.json: rms_norm_eps is {self.rms_norm_eps}; it must be a small positive number")
+        for window in self.sliding_windows:
+            if window is not None and window < 1:
+                raise UsageError(f"config.json: sliding_window is {window}; it must be at least 1")
         if len(self.sliding_windows) != self.num_hidden_layers:
             raise UsageError(
                 f"config.json: {len(self.sliding_windows)} layer types for {self.num_hidden_layers} layers; they must match"
@@ -159,7 +168,7 @@ class Architecture:
             num_attention_heads=config.num_attention_heads,
             num_key_value_heads=config.num_key_value_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            rms_norm_eps=float(config.rms_norm_eps),
+            rms_norm_eps=_number("rms_norm_eps", config.rms_norm_eps),
             rope=_rope(rope, config.max_position_embeddings),
             max_position_embeddings=config.max_position_embeddings,
             tie_word_embeddings=bool(config.tie_word_embeddings),
@@ -171,12 +180,19 @@ class Architecture:
         )
 
 
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, (int, float)):
+        raise UsageError(f"config.json: {name} is {value!r}; it must be a number")
+    return float(value)
+
+
 def _rope(rope: Mapping[str, Any], max_position_embeddings: int) -> Rope:
     rope_type = rope.get("rope_type", "default")
-    numbers = {k: float(v) for k, v in rope.items() if isinstance(v, (int, float)) and k != "rope_theta"}
+    skipped = ("rope_type", "type", "rope_theta")
+    numbers = {name: _number(name, value) for name, value in rope.items() if name not in skipped and value is not None}
     if rope_type == "yarn":
         numbers.setdefault("original_max_position_embeddings", float(max_position_embeddings))
-    return Rope(float(rope["rope_theta"]), rope_type, tuple(sorted(numbers.items())))
+    return Rope(_number("rope_theta", rope.get("rope_theta")), rope_type, tuple(sorted(numbers.items())))
 
 
 def _sliding_windows(config: Any) -> tuple[int | None, ...]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quasar.engines.errors import UsageError
+from quasar.engines.errors import UsageError, first_line
 from quasar.exporter.architecture import SUPPORTED, Architecture
 from safetensors import SafetensorError, safe_open
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, logging
+
+logging.set_verbosity_error()  # what is wrong is said in one line, by us
 
 FAMILIES = {"qwen3": "qwen3", "qwen2": "qwen2", "llama": "llama", "mistral": "mistral", "PanguEmbedded": "pangu"}
 """`model_type` of the configuration -> family."""
@@ -116,9 +118,8 @@ def _download(repo_id: str, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # every kind of network, permission and cache failure
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
-            f"--model {repo_id}: cannot be downloaded ({reason}); check the name and the connection, "
+            f"--model {repo_id}: cannot be downloaded ({first_line(error)}); check the name and the connection, "
             "log in with `hf auth login` if it is gated, or give a local folder"
         ) from None
 
@@ -133,7 +134,7 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
     """A JSON object from a file of the checkpoint; `advice` says what to do when it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); {advice}") from None
     if not isinstance(value, dict):
         raise UsageError(f"{path}: not a JSON object; {advice}")
@@ -146,17 +147,19 @@ def _read_config(path: Path) -> tuple[Any, str]:
         raise UsageError(f"{path}: no config.json; a Hugging Face checkpoint folder is needed")
     raw = read_json(file, "get an intact copy of the checkpoint")
     model_type = raw.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UsageError(f"{file}: model_type {model_type!r} is not supported; supported: {SUPPORTED}")
     if raw.get("quantization_config"):
         raise UsageError(f"{file}: the checkpoint is quantized already; export from the float16, bfloat16 or float32 one")
     family = FAMILIES[model_type]
     if family == "pangu":  # its code lives outside transformers; its function is that of a Llama with biases
         raw = {**raw, "model_type": "llama", "attention_bias": raw.get("bias", raw.get("attention_bias", True))}
+    raw = {name: value for name, value in raw.items() if name not in ("dtype", "torch_dtype")}  # everything is read as float32
     try:
         config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
     except Exception as error:  # transformers checks fields with many kinds of exceptions
-        raise UsageError(f"{file}: {str(error).strip().splitlines()[-1]}; correct the configuration") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise UsageError(f"{file}: {reason}; correct the configuration") from None
     return config, family
 
 
@@ -164,7 +167,9 @@ def _find_shards(path: Path) -> dict[str, str]:
     """Tensor name -> file name."""
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        shards = read_json(index, "get an intact copy of the checkpoint").get("weight_map", {})
+        shards = read_json(index, "get an intact copy of the checkpoint").get("weight_map")
+        if not isinstance(shards, dict) or any(not isinstance(file, str) for file in shards.values()):
+            raise UsageError(f"{index}: weight_map does not name a file for each tensor; get an intact copy of the checkpoint")
     elif (path / "model.safetensors").is_file():
         with _open_shard(path / "model.safetensors") as shard:
             shards = dict.fromkeys(shard.keys(), "model.safetensors")
@@ -173,9 +178,10 @@ def _find_shards(path: Path) -> dict[str, str]:
             f"{path}: no model.safetensors; download the weights, or convert a .bin checkpoint with "
             "save_pretrained(..., safe_serialization=True)"
         )
+    present = {entry.name for entry in path.iterdir() if entry.is_file()}
     for file in sorted(set(shards.values())):
-        if not isinstance(file, str) or "/" in file or not (path / file).is_file():
-            raise UsageError(f"{path}: weights {file!r} are missing; download the whole checkpoint")
+        if file not in present:
+            raise UsageError(f"{path}: weights {file[:200]!r} are missing; download the whole checkpoint")
     return dict(shards)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -55,7 +56,9 @@ def _options(args: argparse.Namespace) -> ExportOptions:
     from quasar.exporter.export import ExportOptions
 
     named = "-".join(name for name in engines if name != "int4" or engines == ("int4",))
-    output = args.output or Path(f"{Path(args.model).name.lower().replace(':', '-')}-{named}")
+    model = Path(args.model).expanduser()
+    name = model.resolve().name if model.is_dir() else model.name.lower().replace(":", "-")
+    output = args.output or Path(f"{name}-{named}")
     return ExportOptions(
         model=args.model,
         output=output,
@@ -119,7 +122,7 @@ def _print(result: ExportResult, seconds: float) -> None:
     for name, missed in result.missed.items():
         if missed:
             print(f"  warning: {name} fails the gate ({', '.join(missed)}); written because of --force", file=sys.stderr)
-    print(f'try: quasar-generate {result.output} "..."')
+    print(f'try: quasar-generate {shlex.quote(str(result.output))} "..."')
 
 
 def _run(argv: Sequence[str] | None) -> int:

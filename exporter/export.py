@@ -17,7 +17,7 @@ from quasar.calibration.observe import FloatModel
 from quasar.calibration.prompts import PromptSet, load_prompts
 from quasar.calibration.smoothquant import ALPHA_GRID, Smoothed
 from quasar.calibration.source import TensorSource
-from quasar.engines.bundle import EngineEntry, Manifest, atomic_bundle, check_output, list_files, write_manifest
+from quasar.engines.bundle import TOKENIZER, EngineEntry, Manifest, atomic_bundle, check_output, list_files, write_manifest
 from quasar.engines.errors import UsageError
 from quasar.engines.onnxruntime import OnnxEngine
 from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
@@ -26,8 +26,7 @@ from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.decoder import AttentionForm, Decoder
 from quasar.exporter.graph.linear import BlockLinear, FloatLinear, Linear, W8A8Linear
-from quasar.exporter.tokenizer import copy_tokenizer, encode_messages, stop_token_ids_of
-from quasar.runtime.tokenizer import Tokenizer
+from quasar.exporter.tokenizer import copy_tokenizer, encode_messages, open_tokenizer, stop_token_ids_of
 
 ENGINES = ("float", "int8", "int4")
 PRECISIONS = {
@@ -108,8 +107,8 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
     checkpoint = open_checkpoint(options.model, options.revision)
     max_length = _max_length(options, checkpoint)
     with atomic_bundle(options.output) as root:
-        copy_tokenizer(checkpoint.path, root / "tokenizer")
-        tokenizer = Tokenizer(root / "tokenizer", checkpoint.architecture.vocab_size)
+        copy_tokenizer(checkpoint.path, root / TOKENIZER)
+        tokenizer = open_tokenizer(checkpoint, root / TOKENIZER)
         stop_token_ids = stop_token_ids_of(checkpoint, tokenizer)
         prompts = load_prompts(
             options.calibration,
@@ -127,7 +126,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             model=_describe(checkpoint),
             engines={entry.name: dataclasses.replace(entry, gate=dataclasses.asdict(figures[entry.name])) for entry in entries},
             files=list_files(root),
-            tokenizer=tuple(sorted(f"tokenizer/{path.name}" for path in (root / "tokenizer").iterdir())),
+            tokenizer=tuple(sorted(f"{TOKENIZER}/{path.name}" for path in (root / TOKENIZER).iterdir())),
             stop_token_ids=stop_token_ids,
             default_chain=_default_chain(options.engines),
             calibration=_summary(prompts, calibration),
@@ -177,7 +176,7 @@ class _Writer:
         with WeightFile(self._root / weights) as file, progress(f"write {name}", a.num_hidden_layers) as bar:
             builder = GraphBuilder(file, embedding)
             decoder.write(builder, source, lambda: bar.update(1))
-        builder.save(self._root / graph, name)
+        builder.save(self._root / graph, name, PRECISIONS[name])
         shared = [embedding.path.name] if embedding and name != "float" else []
         kept_float = tuple(linear.keep_float) if isinstance(linear, W8A8Linear) else ()
         return EngineEntry(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,7 @@ def compare(
             rows = np.arange(len(chunk))[None]
             logits = torch.from_numpy(engine.forward(np.array([chunk]), np.array([begin]), rows)[0])
             reference = states[begin : begin + len(chunk)] @ lm_head.t()
-            worst = max(worst, float((logits - reference).abs().max()))
+            worst = float(np.maximum(worst, float((logits - reference).abs().max())))  # unlike max(), keeps what is not a number
             agreed += int((logits.argmax(-1) == reference.argmax(-1)).sum())
             tokens += len(chunk)
             p, q = reference.log_softmax(-1), logits.log_softmax(-1)
@@ -86,15 +87,15 @@ def compare(
 
 
 def failures(figures: Figures, thresholds: Thresholds) -> list[str]:
-    """The figures that miss their thresholds, one sentence each. A figure that is not a number misses."""
+    """The figures that miss their thresholds, one sentence each."""
     missed = []
     for field, limit in dataclasses.asdict(thresholds).items():
         value = getattr(figures, field)
         if limit is None:
             continue
-        if field == "top1_agreement" and not value >= limit:
+        if field == "top1_agreement" and value < limit:
             missed.append(f"{field} {value:.4f} is below {limit}")
-        elif field != "top1_agreement" and not value <= limit:
+        elif field != "top1_agreement" and value > limit:
             missed.append(f"{field} {value:.4g} is above {limit}")
     return missed
 
@@ -103,8 +104,13 @@ def judge(figures: Mapping[str, Figures], force: bool) -> dict[str, list[str]]:
     """What each engine missed.
 
     Raises:
-        GateError: an engine missed something, and `force` is not set.
+        GateError: an engine missed something and `force` is not set, or it computes what is not a number.
     """
+    for name, engine in figures.items():
+        if not all(math.isfinite(value) for value in dataclasses.asdict(engine).values()):
+            raise GateError(
+                f"gate failed: {name} computes NaN or infinity. No bundle was written; check config.json and the weights"
+            )
     missed: dict[str, Any] = {name: failures(f, THRESHOLDS[name]) for name, f in figures.items()}
     if any(missed.values()) and not force:
         reasons = "; ".join(f"{name}: {', '.join(m)}" for name, m in missed.items() if m)

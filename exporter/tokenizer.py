@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from quasar.engines.errors import UsageError
+from quasar.engines.errors import BundleError, UsageError
 from quasar.exporter.checkpoint import Checkpoint, read_json
 from quasar.runtime.tokenizer import Tokenizer
 
@@ -39,6 +39,19 @@ def _convert_tokenizer(source: Path, target: Path) -> None:
             f"{source}: no tokenizer.json, and none can be made from what is there; copy the tokenizer files of the model "
             "into the folder"
         ) from None
+
+
+def open_tokenizer(checkpoint: Checkpoint, copied: Path) -> Tokenizer:
+    """The tokenizer from its copied files.
+
+    Raises:
+        UsageError: it cannot be used; the message names the checkpoint's file.
+    """
+    try:
+        return Tokenizer(copied, checkpoint.architecture.vocab_size)
+    except BundleError as error:
+        reason = str(error).rsplit(";", 1)[0].replace(str(copied), str(checkpoint.path))
+        raise UsageError(f"{reason}; copy the tokenizer files of the model into the folder") from None
 
 
 def stop_token_ids_of(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[int, ...]:

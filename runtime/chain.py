@@ -119,6 +119,8 @@ class Verifier:
             reuse: keep what the cache shares with the prompt.
         """
         # the last token is fed in any case: its logits are wanted
+        if self._proposer is not None:
+            self._proposer.settle(sequence)
         shared = self._slot.keep(sequence.tokens[:-1] if reuse else [])
         return int(self._slot.logits(sequence.tokens, 1)[0].argmax()), shared
 

@@ -63,14 +63,15 @@ def _read_rows(file: Path) -> list[list[int]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--token-ids {file}: cannot be read ({error})") from None
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UsageError(f"--token-ids {file}: cannot be read ({reason})") from None
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             ids = json.loads(line)["ids"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             ids = None
         if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
             raise UsageError(f'--token-ids {file}, line {number}: not a row {{"ids": [1, 2, 3]}}')
@@ -138,7 +139,12 @@ def _chat(model: Model, params: SamplingParams, args: argparse.Namespace) -> Non
     messages: list[dict[str, str]] = []
     for line in _user_turns():
         messages.append({"role": "user", "content": line})
-        result = _answer(model.stream(messages=messages, params=params, reuse_cache=True), args)
+        try:
+            result = _answer(model.stream(messages=messages, params=params, reuse_cache=True), args)
+        except UsageError as error:  # this turn cannot be answered; the conversation goes on without it
+            print(f"quasar-generate: {error}", file=sys.stderr)
+            messages.pop()
+            continue
         messages.append({"role": "assistant", "content": result.text})
 
 
@@ -146,6 +152,8 @@ def _run(argv: Sequence[str] | None) -> int:
     args = parser().parse_intermixed_args(argv)  # options may stand before PROMPT
     if args.prompt is not None and args.token_ids is not None:
         raise UsageError("give either PROMPT or --token-ids")
+    if args.raw and args.prompt is None:
+        raise UsageError("--raw goes with a PROMPT: token ids have no template, and a chat needs one")
     params = _params(args)
     rows = _read_rows(args.token_ids) if args.token_ids else None
     with load(

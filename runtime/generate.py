@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, overload
 
-from quasar.engines.bundle import Bundle, open_bundle
+from quasar.engines.bundle import Bundle, EngineEntry, open_bundle
 from quasar.engines.engine import Engine
-from quasar.engines.errors import QuasarError, UsageError
+from quasar.engines.errors import BundleError, QuasarError, UsageError
 from quasar.runtime.chain import ChainSpec, build_chain, parse_chain
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.sequence import Sequence
@@ -77,15 +77,26 @@ def load(
         BundleError: what is there is not a whole bundle.
     """
     opened = open_bundle(bundle, verify)
-    spec = parse_chain(chain or opened.manifest.default_chain)
-    entry = opened.engine(spec.verifier)
+    spec, entry = _choose(opened, chain)
     if entry.backend != "onnxruntime":
         raise UsageError(f"engine {entry.name}: backend {entry.backend!r} is not one that this release runs")
-    tokenizer = Tokenizer(opened.root / "tokenizer", entry.vocab_size)
+    tokenizer = Tokenizer(opened.tokenizer_folder(), entry.vocab_size)
     from quasar.engines.onnxruntime import OnnxEngine  # here, so that what is wrong with a bundle is said without it
 
     engine = OnnxEngine(opened.path(entry.graph), entry, provider, threads, batch_invariant)
     return Model(opened, tokenizer, engine, spec, draft_length)
+
+
+def _choose(bundle: Bundle, chain: str | None) -> tuple[ChainSpec, EngineEntry]:
+    """The chain to run, and its engine."""
+    if chain is not None:
+        spec = parse_chain(chain)
+        return spec, bundle.engine(spec.verifier)
+    try:
+        spec = parse_chain(bundle.manifest.default_chain)
+        return spec, bundle.engine(spec.verifier)
+    except UsageError as error:  # nobody asked for this chain
+        raise BundleError(f"{bundle.root}: default_chain cannot be run: {error}") from None
 
 
 class Model:
@@ -150,6 +161,12 @@ class Model:
         """
         if (prompt is None) == (messages is None):
             raise UsageError("give either a prompt or messages")
+        if messages is not None and not _is_chat(messages):
+            raise UsageError('messages must be a list of {"role": ..., "content": ...}')
+        if not isinstance(params, (SamplingParams, type(None))):
+            raise UsageError(f"params is {type(params).__name__}; give SamplingParams")
+        if not self.engines:
+            raise QuasarError("the model is closed; load it again")
         ids = self.tokenize(prompt if messages is None else messages)
         self._current = Generation(self, ids, params or SamplingParams(), reuse_cache)
         return self._current
@@ -158,8 +175,10 @@ class Model:
         """The ids that a prompt stands for, checked against the vocabulary and the context."""
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
-        elif len(prompt) and all(isinstance(part, Mapping) for part in prompt):
+        elif _is_chat(prompt):
             ids = self.tokenizer.encode_chat(prompt)
+        elif isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__iter__"):
+            raise UsageError(f"the prompt is {type(prompt).__name__}; give text, token ids or a list of messages")
         else:
             ids = [_token_id(part, self.vocab_size) for part in prompt]
         if not ids:
@@ -267,9 +286,13 @@ class Generation:
 
 def _is_many(prompt: Any) -> bool:
     """Whether this is a list of prompts rather than one."""
-    if isinstance(prompt, str) or prompt is None or not len(prompt):
+    if not isinstance(prompt, (list, tuple)) or not prompt:
         return False
     return all(isinstance(part, str) or (not isinstance(part, Mapping) and hasattr(part, "__len__")) for part in prompt)
+
+
+def _is_chat(prompt: Any) -> bool:
+    return isinstance(prompt, (list, tuple)) and bool(prompt) and all(isinstance(part, Mapping) for part in prompt)
 
 
 def _token_id(value: Any, vocab_size: int) -> int:

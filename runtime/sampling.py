@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 from quasar.engines.errors import UsageError
 
 
@@ -46,8 +47,8 @@ class SamplingParams:
         for name in ("stop", "stop_token_ids"):
             if not isinstance(getattr(self, name), (tuple, list)):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; give a tuple")
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens!r}; at least 1 is needed")
+        if not isinstance(self.max_new_tokens, (int, np.integer)) or self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {self.max_new_tokens!r}; give an integer of at least 1")
         if not isinstance(self.temperature, (int, float)) or not 0 <= self.temperature < math.inf:
             raise UsageError(f"temperature is {self.temperature!r}; it must be 0 (greedy) or more")
         if any(not isinstance(text, str) or not text for text in self.stop):

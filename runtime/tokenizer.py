@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from quasar.engines.errors import BundleError, UsageError
@@ -88,8 +88,13 @@ class Tokenizer:
             return environment.from_string(self._template).render(
                 messages=list(messages), add_generation_prompt=generation_prompt, **special
             )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise UsageError(f"chat template: {error}; check the messages' roles and contents") from None
+        except TemplateSyntaxError as error:
+            raise BundleError(f"chat template: {error}; correct the template") from None
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program, and can fail in as many ways
+            reason = str(error) or type(error).__name__
+            raise UsageError(f"chat template: {reason}; check the messages' roles and contents") from None
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of messages, ready for an answer where the last is the user's.
@@ -119,7 +124,7 @@ class StreamDecoder:
         self._ids.append(token)
         before = self._tokenizer.decode(self._ids[self._prefix : self._read])
         after = self._tokenizer.decode(self._ids[self._prefix :])
-        if len(after) <= len(before) or after.endswith(REPLACEMENT):
+        if after.endswith(REPLACEMENT):
             return ""
         self._prefix, self._read = self._read, len(self._ids)
         return after[len(before) :]
@@ -137,7 +142,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: cannot be read ({error}); export the bundle again") from None
     return config if isinstance(config, dict) else {}
 
@@ -145,7 +150,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{file}: cannot be read ({error}); export the bundle again") from None
     template = config.get("chat_template")
     if isinstance(template, list):  # several named ones
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}

@@ -102,7 +102,7 @@ def write_engine(
         g = GraphBuilder(weights)
         decoder = Decoder(a, linear, linear, attention, max_length, max_batch, half_embedding=not isinstance(linear, FloatLinear))
         decoder.write(g, source or checkpoint)
-    g.save(folder / "engine.onnx", "engine")
+    g.save(folder / "engine.onnx", "engine", "")
     entry = EngineEntry(
         *("engine", "onnxruntime", "", attention, "engine.onnx", ("engine.onnx", "engine.bin")),
         *(a.vocab_size, max_length, max_batch, a.num_hidden_layers, a.num_key_value_heads, a.head_dim, (), {}),

@@ -151,10 +151,10 @@ ENGINES = st.builds(
 MANIFESTS = st.builds(
     Manifest,
     model=FIGURES,
-    engines=st.lists(ENGINES, max_size=3).map(lambda engines: {engine.name: engine for engine in engines}),
+    engines=st.lists(ENGINES, min_size=1, max_size=3).map(lambda engines: {engine.name: engine for engine in engines}),
     files=st.lists(st.builds(BundleFile, NAMES, st.integers(), NAMES), max_size=3).map(tuple),
     tokenizer=st.lists(NAMES, max_size=3).map(tuple),
-    stop_token_ids=st.lists(st.integers(), max_size=3).map(tuple),
+    stop_token_ids=st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
     default_chain=NAMES,
     calibration=FIGURES,
     thresholds=FIGURES,
@@ -402,6 +402,7 @@ def export(output: Path, marker: bytes = b"new", failure: BaseException | None =
     with atomic_bundle(output) as partial:
         fill(partial)
         (partial / "marker").write_bytes(marker)
+        write_manifest(partial, dataclasses.replace(MANIFEST_OF_CONTENT, files=list_files(partial)))
         assert not (output / "marker").exists() or (output / "marker").read_bytes() != marker
         if failure is not None:
             raise failure
@@ -417,7 +418,7 @@ FAILURES = [ValueError("x"), KeyboardInterrupt(), SystemExit(1), BundleError("x"
 def test_a_finished_bundle_stands_alone_at_the_output(tmp_path: Path) -> None:
     export(tmp_path / "deep" / "out")
     assert names_in(tmp_path / "deep") == {"out"}
-    assert open_bundle(tmp_path / "deep" / "out", verify=True).manifest == MANIFEST_OF_CONTENT
+    assert open_bundle(tmp_path / "deep" / "out", verify=True).manifest.engines == MANIFEST_OF_CONTENT.engines
     assert (tmp_path / "deep" / "out").stat().st_mode & 0o777 == 0o755
 
 
@@ -440,11 +441,26 @@ def test_a_failed_export_keeps_the_old_bundle(tmp_path: Path, failure: BaseExcep
 
 def test_a_new_bundle_replaces_the_whole_old_one(tmp_path: Path) -> None:
     export(tmp_path / "out", b"old")
-    (tmp_path / "out" / "left-over").write_text("x")
     export(tmp_path / "out")
     assert names_in(tmp_path) == {"out"}
     assert (tmp_path / "out" / "marker").read_bytes() == b"new"
-    assert not (tmp_path / "out" / "left-over").exists()
+
+
+def test_a_bundle_with_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> None:
+    export(tmp_path / "out", b"old")
+    (tmp_path / "out" / "notes.txt").write_text("precious")
+    with pytest.raises(UsageError, match=r"notes\.txt"):
+        export(tmp_path / "out")
+    assert (tmp_path / "out" / "notes.txt").read_text() == "precious"
+    assert names_in(tmp_path) == {"out"}
+
+
+def test_a_manifest_of_something_else_makes_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / MANIFEST).write_text('{"name": "my web app"}')
+    with pytest.raises(UsageError, match="not a bundle"):
+        export(tmp_path / "site")
+    assert names_in(tmp_path / "site") == {MANIFEST}
 
 
 @pytest.mark.parametrize("failure", [OSError("disk"), KeyboardInterrupt()], ids=repr)
@@ -484,7 +500,7 @@ def test_an_empty_directory_may_become_the_bundle(tmp_path: Path) -> None:
 def test_a_directory_that_is_no_bundle_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("precious")
-    with pytest.raises(UsageError, match="out: a directory that is not a bundle"):
+    with pytest.raises(UsageError, match="out: not a bundle"):
         export(tmp_path / "out")
     assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
     assert names_in(tmp_path) == {"out"}

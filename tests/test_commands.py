@@ -221,6 +221,29 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: edit_config(d, eos_token_id=99999) or (d / "generation_config.json").unlink(),
         "eos_token_id 99999",
     ),
+    "model type of another kind": (lambda d: edit_config(d, model_type=["qwen3"]), "model_type ['qwen3'] is not supported"),
+    "rope theta": (lambda d: edit_config(d, rope_parameters={"rope_type": "default", "rope_theta": "x"}), "config.json: "),
+    "rope factor": (
+        lambda d: edit_config(d, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 0}),
+        "factor is 0.0; it must be a positive number",
+    ),
+    "window": (
+        lambda d: edit_config(d, use_sliding_window=True, sliding_window=-3, layer_types=["sliding_attention"] * 6),
+        "sliding_window is -3",
+    ),
+    "broken tokenizer": (lambda d: (d / "tokenizer.json").write_text("{}"), "model/tokenizer.json: cannot be read"),
+    "template in another encoding": (
+        lambda d: (d / "chat_template.jinja").write_bytes(b"\xff\xfe"),
+        "model/chat_template.jinja: cannot be read",
+    ),
+    "shard index": (
+        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": ["x"]}'),
+        "weight_map does not name a file for each tensor",
+    ),
+    "shard outside": (
+        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../../x.safetensors"}}'),
+        "'../../x.safetensors' are missing",
+    ),
     "rope": (lambda d: edit_config(d, rope_parameters={"rope_type": "longrope", "rope_theta": 1e4}), "config.json: "),
 }
 
@@ -334,6 +357,9 @@ def test_generate_names_what_is_wrong(demo_bundle: Path, tmp_path: Path, capsys:
     assert "max_new_tokens" in say(bundle, "hi", "--max-new-tokens", "0")
     assert "empty" in say(bundle, "hi", "--stop", "")
     assert "prompt has" in say(bundle, "many words " * 4000)
+    assert "2 cores" in say(bundle, "hi", "--threads", "100000") or os.cpu_count() != 2
+    assert "--raw goes with" in say(bundle, "--raw", "--token-ids", str(tmp_path / "missing"))
+    assert "a stage is empty" in say(bundle, "hi", "--chain", "")
     assert "draft_length" in say(bundle, "hi", "--draft-length", "-1")
 
     file = tmp_path / "ids.jsonl"
@@ -348,6 +374,16 @@ def edit_manifest(bundle: Path, edit: Callable[[dict], object]) -> None:  # type
     manifest = json.loads((bundle / "manifest.json").read_text())
     edit(manifest)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def edit_template(bundle: Path, text: str) -> None:
+    """Another chat template, with a manifest that knows its size."""
+    (bundle / "tokenizer" / "chat_template.jinja").write_text(text)
+
+    def resize(manifest: dict) -> None:  # type: ignore[type-arg]
+        next(f for f in manifest["files"] if f["path"].endswith(".jinja"))["bytes"] = len(text)
+
+    edit_manifest(bundle, resize)
 
 
 def point_outside(bundle: Path) -> None:
@@ -371,6 +407,14 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "wrong length": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(max_length=8192)),
     "wrong layers": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(num_hidden_layers=5)),
     "weights outside": point_outside,
+    "another engine's graph": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(graph="int4.onnx")),
+    "absurd batch": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(max_batch=1 << 20)),
+    "larger batch": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(max_batch=4)),
+    "no engines": lambda b: edit_manifest(b, lambda m: m.update(engines={})),
+    "unknown chain": lambda b: edit_manifest(b, lambda m: m.update(default_chain="magic > int8")),
+    "stop token": lambda b: edit_manifest(b, lambda m: m.update(stop_token_ids=[-1])),
+    "unlisted template": lambda b: (b / "tokenizer" / "extra.json").write_text("{}"),
+    "template syntax": lambda b: edit_template(b, "{% if %}"),
 }
 
 
@@ -379,6 +423,20 @@ def test_a_bad_bundle_is_one_line_and_exit_code_4(demo_bundle: Path, tmp_path: P
     bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
     DAMAGE[name](bundle)
     complaint(capsys, generate_main([str(bundle), "hi", "--max-new-tokens", "2"]), expected=4)
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ 'a' * 10 ** 22 }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"])
+def test_a_template_that_fails_is_one_line(demo_bundle: Path, tmp_path: Path, capsys: Capture, template: str) -> None:
+    bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    edit_template(bundle, template)
+    assert "chat template" in complaint(capsys, generate_main([str(bundle), "hi"]))
+
+
+def test_a_chat_survives_a_turn_that_cannot_be_answered(demo_bundle: Path) -> None:
+    talk = run(GENERATE, str(demo_bundle), "--max-new-tokens", "20", stdin=f"{'many words ' * 4000}\n{QUESTION}\n")
+    assert talk.returncode == 0
+    assert "the prompt has" in talk.stderr
+    assert talk.stdout.strip()
 
 
 def test_altered_bytes_are_found_when_asked(demo_bundle: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -193,10 +193,23 @@ def test_prompts_of_every_kind(plain: Model) -> None:
     assert [done.ids for done in many] == [one.ids] * 3
 
 
-@pytest.mark.parametrize("prompt", ["", [], [4096], [-1], [1.5], ["a", 3]])
+@pytest.mark.parametrize("prompt", ["", [], [4096], [-1], [1.5], ["a", 3], 5, b"text", {"role": "user", "content": "x"}])
 def test_bad_prompts_are_refused(plain: Model, prompt: object) -> None:
     with pytest.raises(UsageError):
         plain.generate(prompt)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("messages", ["hi", [1, 2], []])
+def test_messages_that_are_none_are_refused(plain: Model, messages: object) -> None:
+    with pytest.raises(UsageError):
+        plain.generate(messages=messages)  # type: ignore[call-overload]
+
+
+def test_a_closed_model_says_so(demo_bundle: Path) -> None:
+    model = load(demo_bundle)
+    model.close()
+    with pytest.raises(QuasarError, match="closed"):
+        model.generate("hi")
 
 
 def test_statistics_add_up(demo_bundle: Path) -> None:

@@ -27,7 +27,7 @@ def run_linear(folder: Path, linear: Linear, x: np.ndarray, weight: torch.Tensor
         g = GraphBuilder(weights)
         y = linear(g, "proj", g.input("x", np.float32, ["rows", x.shape[1]]), weight, bias)
         g.output("y", y, np.float32, ["rows", weight.shape[0]])
-    g.save(folder / "linear.onnx", "linear")
+    g.save(folder / "linear.onnx", "linear", "")
     session = ort.InferenceSession(str(folder / "linear.onnx"), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})[0]
 

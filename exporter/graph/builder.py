@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,10 @@ class WeightFile:
             )
         self._values[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype), const_value=tensor)
         return self._values[name]
+
+    def get(self, name: str) -> ir.Value | None:
+        """The tensor that was added under `name`."""
+        return self._values.get(name)
 
     def close(self) -> None:
         """Flush and close the file."""
@@ -106,9 +110,9 @@ class GraphBuilder:
         """A tensor of this graph's data file."""
         return self._use(self._weights.add(name, array))
 
-    def embedding(self, name: str, array: np.ndarray) -> ir.Value:
-        """A tensor of the data file that engines share; `array` is written by the first engine only."""
-        return self._use(self._embedding.add(name, array))
+    def embedding(self, name: str, array: Callable[[], np.ndarray]) -> ir.Value:
+        """A tensor of the data file that engines share; `array` is asked for by the first engine only."""
+        return self._use(self._embedding.get(name) or self._embedding.add(name, array()))
 
     def constant(self, value: Any, dtype: Any) -> ir.Value:
         """A small literal; equal literals are one initializer."""
@@ -132,8 +136,8 @@ class GraphBuilder:
         self._names[name] = count + 1
         return f"{name}_{count}" if count else name
 
-    def save(self, path: Path, name: str) -> None:
-        """Write the graph; external weights must lie in the same folder."""
+    def save(self, path: Path, name: str, precision: str) -> None:
+        """Write the graph; external weights must lie in the same folder. It carries its precision, so that none is swapped."""
         graph = ir.Graph(
             self._inputs,
             self._outputs,
@@ -142,5 +146,5 @@ class GraphBuilder:
             opset_imports={"": OPSET, MICROSOFT: 1},
             name=name,
         )
-        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="quasar")
+        model = ir.Model(graph, ir_version=IR_VERSION, producer_name="quasar", metadata_props={"quasar.precision": precision})
         path.write_bytes(ir.to_proto(model).SerializeToString())

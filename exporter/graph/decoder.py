@@ -78,7 +78,7 @@ class Decoder:
         name = "model.embed_tokens.weight"
         if not self.half_embedding:
             return g.op("Gather", g.weight(name, source.tensor(name).numpy()), input_ids)
-        rows = g.op("Gather", g.embedding(name, source.tensor(name).half().numpy()), input_ids)
+        rows = g.op("Gather", g.embedding(name, lambda: source.tensor(name).half().numpy()), input_ids)
         return g.op("Cast", rows, to=ir.DataType.FLOAT)
 
     def _norm(self, g: GraphBuilder, source: TensorSource, name: str, x: ir.Value, update: ir.Value | None) -> tuple[Any, Any]:

@@ -1,0 +1,18 @@
+"""The linears of a decoder layer by the input they share. Each group is one linear of the exported graph, under its name."""
+
+from __future__ import annotations
+
+GROUPS = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attn.o_proj": ("self_attn.o_proj",),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down_proj": ("mlp.down_proj",),
+}
+
+PRODUCERS = {
+    "input_layernorm": "self_attn.qkv_proj",
+    "self_attn.v_proj": "self_attn.o_proj",
+    "post_attention_layernorm": "mlp.gate_up_proj",
+    "mlp.up_proj": "mlp.down_proj",
+}
+"""Modules whose output channels are the input channels of a group, so that a scale can be folded into them."""
