@@ -76,13 +76,17 @@ class ExportOptions:
         unknown = [name for name in self.engines if name not in ENGINES]
         if unknown or not self.engines or len(set(self.engines)) != len(self.engines):
             raise UsageError(f"engines {','.join(self.engines)!r}: name each of {', '.join(ENGINES)} at most once")
-        for field, least in (("samples", 2), ("sample_length", 8), ("max_batch", 1)):
+        for field, option, least in (
+            ("samples", "--num-samples", 2),
+            ("sample_length", "--sample-length", 8),
+            ("max_batch", "--max-batch", 1),
+        ):
             if getattr(self, field) < least:
-                raise UsageError(f"{field} is {getattr(self, field)}; at least {least} is needed")
+                raise UsageError(f"{field} is {getattr(self, field)}; at least {least} is needed ({option})")
         if self.max_length is not None and self.max_length < SHORTEST_CONTEXT:
-            raise UsageError(f"max_length is {self.max_length}; at least {SHORTEST_CONTEXT} is needed")
+            raise UsageError(f"max_length is {self.max_length}; at least {SHORTEST_CONTEXT} is needed (--max-length)")
         if not 0 <= self.float_budget <= 1:
-            raise UsageError(f"float_budget is {self.float_budget}; it is a share of the weights, 0 to 1")
+            raise UsageError(f"float_budget is {self.float_budget}; it is a share of the weights, 0 to 1 (--float-budget)")
         if not all(0 <= alpha <= 1 for alpha in self.alphas):
             raise UsageError(f"alpha {', '.join(map(str, self.alphas))} must lie in 0 to 1")
 

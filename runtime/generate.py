@@ -40,7 +40,7 @@ class Result:
     """An answer.
 
     Attributes:
-        text: special tokens left out, cut before a stop string.
+        text: special tokens left out, cut before a stop string. After a prompt of plain text it goes on where that ends.
         ids: the new tokens, an end token included.
         finish_reason: `stop` (end token or stop string), `length` (max_new_tokens or context full), `cancelled`.
     """
@@ -168,7 +168,8 @@ class Model:
         if not self.engines:
             raise QuasarError("the model is closed; load it again")
         ids = self.tokenize(prompt if messages is None else messages)
-        self._current = Generation(self, ids, params or SamplingParams(), reuse_cache)
+        continued = ids if isinstance(prompt, str) else []
+        self._current = Generation(self, ids, params or SamplingParams(), reuse_cache, continued)
         return self._current
 
     def tokenize(self, prompt: Any) -> list[int]:
@@ -198,7 +199,7 @@ class Model:
 class Generation:
     """One answer in the making: an iterator of pieces, and their result."""
 
-    def __init__(self, model: Model, prompt: list[int], params: SamplingParams, reuse_cache: bool) -> None:
+    def __init__(self, model: Model, prompt: list[int], params: SamplingParams, reuse_cache: bool, continued: list[int]) -> None:
         self._model = model
         self._sequence = Sequence(prompt)
         self._params = params
@@ -206,7 +207,7 @@ class Generation:
         eos = () if params.ignore_eos else model.bundle.manifest.stop_token_ids
         self._stop_ids = frozenset((*eos, *params.stop_token_ids))
         self._limit = min(params.max_new_tokens, model.max_length - len(prompt))
-        self._stream = TextStream(model.tokenizer, params.stop)
+        self._stream = TextStream(model.tokenizer, params.stop, continued)
         self._text: list[str] = []
         self._reason: FinishReason | None = None
         self._statistics = Statistics(prompt_tokens=len(prompt))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from quasar.runtime.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -12,10 +14,11 @@ class TextStream:
 
     Args:
         stop: strings that end the text; the text is cut before the first of them.
+        context: see `StreamDecoder`.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-        self._decoder = StreamDecoder(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], context: Sequence[int] = ()) -> None:
+        self._decoder = StreamDecoder(tokenizer, context)
         self._stop = stop
         self._held = ""
         self.stopped = False

@@ -18,6 +18,8 @@ Message = Mapping[str, Any]
 """`{"role": "user", "content": "..."}`"""
 
 REPLACEMENT = "\ufffd"
+CONTEXT_IDS = 8
+"""Ids of the text before that are decoded with the first word."""
 
 
 class Tokenizer:
@@ -111,13 +113,17 @@ class StreamDecoder:
     A character may be spread over several tokens, and a token may read differently alone than after its neighbours; so
     each piece is the difference of two decodings that start at the same token, and is held back while it ends in the
     middle of a character.
+
+    Args:
+        context: ids of the text that this one continues. Some tokenizers drop the space before a text's first word, which
+            is wanted when the text goes on.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
+        self._ids: list[int] = list(context[-CONTEXT_IDS:])
         self._prefix = 0  # decodings start here
-        self._read = 0  # ids whose text was given out
+        self._read = len(self._ids)  # ids whose text was given out
 
     def push(self, token: int) -> str:
         """The text that `token` completes; may be empty."""

@@ -125,6 +125,9 @@ def test_tinystories_llama(shared: Path, tmp_path: Path, capsys: Capture) -> Non
         text[chain] = json.loads(capsys.readouterr().out)
     assert text["float"]["ids"] == text["prompt-lookup > float"]["ids"]
     assert ", there was a little" in text["prompt-lookup > int8"]["text"]
+    # SentencePiece drops the space before a text's first word; a continuation keeps it
+    assert generate_main([str(bundle), "Once upon", "--raw", "--max-new-tokens", "9"]) == 0
+    assert capsys.readouterr().out.startswith(" a time")
 
     reference = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     from quasar.runtime.tokenizer import Tokenizer
