@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+
 from quasar.calibration.groups import GROUPS
 from quasar.calibration.observe import FloatModel, Hidden
 from quasar.calibration.sensitivity import group_damage, keep_float

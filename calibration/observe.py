@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
+
 from quasar.calibration.groups import GROUPS
 from quasar.calibration.source import TensorSource
-from transformers import AutoModelForCausalLM
 
 Hidden = list[torch.Tensor]
 """Hidden states of several token sequences, float32 [S_i, H] each."""

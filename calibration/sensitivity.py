@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
 from quasar.calibration.groups import GROUPS
 from quasar.calibration.observe import Layer
 from quasar.calibration.quantize import TINY, fake_quantize_rows, fake_quantize_tensor

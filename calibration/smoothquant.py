@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+
 from quasar.calibration.groups import GROUPS, PRODUCERS
 from quasar.calibration.quantize import INT8_MAX, TINY, fake_quantize_rows, fake_quantize_tensor
 from quasar.calibration.source import TensorSource

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from quasar.engines.errors import UsageError
 
 Int64 = NDArray[np.int64]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+
 from quasar.engines.bundle import EngineEntry
 from quasar.engines.engine import EngineSpec, Float32, Int64, check_call
 from quasar.engines.errors import BundleError, QuasarError, UsageError, first_line

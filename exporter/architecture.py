@@ -119,7 +119,13 @@ class Architecture:
             f"{mlp}.down_proj": (self.hidden_size, self.intermediate_size),
         }
 
-    def _bias_of(self, linear: str) -> bool:
+    @property
+    def query_groups(self) -> int:
+        """Query heads per KV head."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    def has_bias(self, linear: str) -> bool:
+        """Whether the linear of that checkpoint name (without `.weight`) has a bias."""
         projection = linear.rsplit(".", 1)[1]
         if projection in ("q_proj", "k_proj", "v_proj"):
             return self.qkv_bias
@@ -130,7 +136,7 @@ class Architecture:
         prefix = f"model.layers.{layer}"
         for linear, shape in self.linear_shapes(layer).items():
             yield f"{linear}.weight", shape
-            if self._bias_of(linear):
+            if self.has_bias(linear):
                 yield f"{linear}.bias", shape[:1]
         yield f"{prefix}.input_layernorm.weight", (self.hidden_size,)
         yield f"{prefix}.post_attention_layernorm.weight", (self.hidden_size,)

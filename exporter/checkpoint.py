@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quasar.engines.errors import UsageError, first_line
-from quasar.exporter.architecture import SUPPORTED, Architecture
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, logging
+
+from quasar.engines.errors import UsageError, first_line
+from quasar.exporter.architecture import SUPPORTED, Architecture
 
 logging.set_verbosity_error()  # what is wrong is said in one line, by us
 

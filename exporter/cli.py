@@ -128,8 +128,9 @@ def _print(result: ExportResult, seconds: float) -> None:
 def _run(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
     options = _options(args)
-    from quasar.exporter.export import export
     from tqdm import tqdm
+
+    from quasar.exporter.export import export
 
     def progress(name: str, parts: int) -> Any:
         # without a terminal a bar is only noise in a log

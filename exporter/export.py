@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from quasar.calibration.calibrate import Calibration, Recipe, calibrate
 from quasar.calibration.observe import FloatModel
 from quasar.calibration.prompts import PromptSet, load_prompts
@@ -209,7 +210,7 @@ class _Writer:
         a, calibration = self._checkpoint.architecture, self._calibration
         assert calibration is not None  # int8 is always calibrated
         w8a8 = W8A8Linear(calibration.input_scales, frozenset(calibration.float_linears))
-        source = Smoothed(self._checkpoint, calibration.smoothing, a.num_attention_heads // a.num_key_value_heads, a.head_dim)
+        source = Smoothed(self._checkpoint, calibration.smoothing, a.query_groups, a.head_dim)
         return w8a8, FloatLinear() if self._options.float_lm_head else w8a8, source
 
 
@@ -226,7 +227,7 @@ def _embedding_file(root: Path, engines: Sequence[str]) -> Iterator[WeightFile |
 def _calibrate(options: ExportOptions, checkpoint: Checkpoint, prompts: PromptSet, progress: Progress) -> Calibration:
     a = checkpoint.architecture
     recipe = Recipe(
-        query_groups=a.num_attention_heads // a.num_key_value_heads,
+        query_groups=a.query_groups,
         head_dim=a.head_dim,
         alphas=options.alphas,
         float_budget=options.float_budget,

@@ -6,10 +6,10 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+
 from quasar.engines.engine import Engine
 from quasar.engines.errors import GateError
 
@@ -111,7 +111,7 @@ def judge(figures: Mapping[str, Figures], force: bool) -> dict[str, list[str]]:
             raise GateError(
                 f"gate failed: {name} computes NaN or infinity. No bundle was written; check config.json and the weights"
             )
-    missed: dict[str, Any] = {name: failures(f, THRESHOLDS[name]) for name, f in figures.items()}
+    missed = {name: failures(f, THRESHOLDS[name]) for name, f in figures.items()}
     if any(missed.values()) and not force:
         reasons = "; ".join(f"{name}: {', '.join(m)}" for name, m in missed.items() if m)
         raise GateError(

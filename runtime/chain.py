@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
 from quasar.engines.engine import Engine, Float32
 from quasar.engines.errors import UsageError
 from quasar.runtime.acceptance import accept_greedy

@@ -89,13 +89,13 @@ def load(
 
 def _choose(bundle: Bundle, chain: str | None) -> tuple[ChainSpec, EngineEntry]:
     """The chain to run, and its engine."""
-    if chain is not None:
-        spec = parse_chain(chain)
-        return spec, bundle.engine(spec.verifier)
     try:
-        spec = parse_chain(bundle.manifest.default_chain)
+        spec = parse_chain(bundle.manifest.default_chain if chain is None else chain)
         return spec, bundle.engine(spec.verifier)
-    except UsageError as error:  # nobody asked for this chain
+    except UsageError as error:
+        if chain is not None:
+            raise
+        # nobody asked for this chain
         raise BundleError(f"{bundle.root}: default_chain cannot be run: {error}") from None
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from quasar.engines.errors import BundleError, UsageError
 from tokenizers import Tokenizer as TokenizerFile
+
+from quasar.engines.errors import BundleError, UsageError
 
 Message = Mapping[str, Any]
 """`{"role": "user", "content": "..."}`"""
@@ -128,19 +129,18 @@ class StreamDecoder:
     def push(self, token: int) -> str:
         """The text that `token` completes; may be empty."""
         self._ids.append(token)
-        before = self._tokenizer.decode(self._ids[self._prefix : self._read])
-        after = self._tokenizer.decode(self._ids[self._prefix :])
-        if after.endswith(REPLACEMENT):
-            return ""
-        self._prefix, self._read = self._read, len(self._ids)
-        return after[len(before) :]
+        text = self._tokenizer.decode(self._ids[self._prefix :])
+        return "" if text.endswith(REPLACEMENT) else self._give(text)
 
     def flush(self) -> str:
         """What is left: a character that was never completed."""
+        return self._give(self._tokenizer.decode(self._ids[self._prefix :]))
+
+    def _give(self, text: str) -> str:
+        """The end of `text` that was not given out, which counts as given from now on."""
         before = self._tokenizer.decode(self._ids[self._prefix : self._read])
-        after = self._tokenizer.decode(self._ids[self._prefix :])
-        self._prefix = self._read = len(self._ids)
-        return after[len(before) :]
+        self._prefix, self._read = self._read, len(self._ids)
+        return text[len(before) :]
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM
+
 from quasar.exporter.checkpoint import open_checkpoint
 from quasar.runtime import Model, SamplingParams, load
-from transformers import AutoModelForCausalLM
 
 NEAR_TIE = 0.1
 """Nats between the two tokens; int8 itself moves logits by about as much."""

@@ -12,9 +12,10 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
+
 from quasar.exporter.architecture import Architecture
 from quasar.exporter.checkpoint import CONFIG_MAPPING
-from safetensors.torch import save_file
 
 
 def main() -> None:

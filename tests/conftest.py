@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from quasar.exporter.cli import main as export_main
 
 SHARED = Path(__file__).parents[2] / "shared"

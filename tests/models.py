@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import quasar.exporter
 import torch
 import transformers
+
+import quasar.exporter
 from quasar.calibration.source import TensorSource
 from quasar.engines.bundle import EngineEntry
 from quasar.engines.onnxruntime import OnnxEngine

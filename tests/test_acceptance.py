@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quasar.runtime.acceptance import accept_greedy
 
 TOKENS = st.integers(0, 2)

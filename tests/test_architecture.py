@@ -8,9 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quasar.engines.errors import UsageError
-from quasar.exporter.architecture import Architecture, Rope
-from quasar.exporter.graph.rope import attention_factor, inverse_frequencies, rotary_tables
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -20,6 +17,10 @@ from transformers import (
     Qwen3Config,
 )
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from quasar.engines.errors import UsageError
+from quasar.exporter.architecture import Architecture, Rope
+from quasar.exporter.graph.rope import attention_factor, inverse_frequencies, rotary_tables
 
 TINY: dict[str, Any] = {
     "vocab_size": 40,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from quasar.engines.bundle import (
     FORMAT_VERSION,
     MANIFEST,

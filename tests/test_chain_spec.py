@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quasar.engines.errors import UsageError
 from quasar.runtime.chain import ChainSpec, parse_chain
 

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 from models import DEMO, make_checkpoint
-from quasar.exporter.cli import main as export_main
-from quasar.runtime.cli import main as generate_main
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+
+from quasar.exporter.cli import main as export_main
+from quasar.runtime.cli import main as generate_main
 
 EXPORT = [sys.executable, "-c", "import sys; from quasar.exporter.cli import main; sys.exit(main())"]
 GENERATE = [sys.executable, "-c", "import sys; from quasar.runtime.cli import main; sys.exit(main())"]

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+
 from quasar.engines.engine import EngineSpec, Float32, Int64
 from quasar.engines.errors import GateError
 from quasar.exporter.gate import THRESHOLDS, Figures, compare, failures, judge

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from models import DEMO
+from transformers import AutoModelForCausalLM
+
 from quasar.engines.errors import BundleError, QuasarError, UsageError
 from quasar.runtime import Model, SamplingParams, load
-from transformers import AutoModelForCausalLM
 
 QUESTIONS = [
     "A baker has 24 rolls and sells 9 of them. How many rolls are left?",

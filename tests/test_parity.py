@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import FAMILIES, forward, make_checkpoint, reference_logits, write_engine
+
 from quasar.calibration.observe import FloatModel
 from quasar.exporter.checkpoint import open_checkpoint
 from quasar.exporter.graph.attention import can_fuse

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from quasar.runtime.draft.prompt_lookup import PromptLookup
 from quasar.runtime.sequence import Sequence
 

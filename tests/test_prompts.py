@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quasar.calibration.prompts import PromptSet, load_prompts
 from quasar.engines.errors import UsageError
 

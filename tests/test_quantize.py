@@ -6,6 +6,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from quasar.calibration.quantize import (
     Blocks,
     block_size_of,

@@ -11,6 +11,8 @@ import onnxruntime as ort
 import pytest
 import torch
 from models import DEMO, forward, make_checkpoint, reference_logits, write_engine
+from safetensors.torch import load_file, save_file
+
 from quasar.calibration.calibrate import Calibration, Recipe, calibrate
 from quasar.calibration.observe import FloatModel
 from quasar.calibration.quantize import fake_quantize_rows, fake_quantize_tensor, quantize_blocks
@@ -19,7 +21,6 @@ from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.cli import main as export_main
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.linear import BlockLinear, Linear, W8A8Linear
-from safetensors.torch import load_file, save_file
 
 
 def run_linear(folder: Path, linear: Linear, x: np.ndarray, weight: torch.Tensor, bias: torch.Tensor | None) -> np.ndarray:
@@ -66,14 +67,13 @@ def test_a_row_does_not_depend_on_how_many_share_the_pass(tmp_path: Path) -> Non
 def calibrated(checkpoint: Checkpoint, sequences: list[list[int]], **recipe: object) -> Calibration:
     a = checkpoint.architecture
     model = FloatModel(checkpoint.config, checkpoint, a.sliding_windows)
-    heads = a.num_attention_heads // a.num_key_value_heads
     with torch.inference_mode():
-        return calibrate(model, checkpoint, sequences, Recipe(heads, a.head_dim, **recipe))  # type: ignore[arg-type]
+        return calibrate(model, checkpoint, sequences, Recipe(a.query_groups, a.head_dim, **recipe))  # type: ignore[arg-type]
 
 
 def smoothed(checkpoint: Checkpoint, calibration: Calibration) -> Smoothed:
     a = checkpoint.architecture
-    return Smoothed(checkpoint, calibration.smoothing, a.num_attention_heads // a.num_key_value_heads, a.head_dim)
+    return Smoothed(checkpoint, calibration.smoothing, a.query_groups, a.head_dim)
 
 
 @pytest.mark.parametrize("family", ["qwen3-tied", "qwen2-tied", "llama-biases", "mistral-window", "llama2"])

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quasar.engines.errors import UsageError
 from quasar.runtime.sampling import SamplingParams
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quasar.calibration.observe import Layer
 from quasar.calibration.quantize import fake_quantize_rows, fake_quantize_tensor
 from quasar.calibration.sensitivity import DAMAGED, group_damage, keep_float, quantized_group

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quasar.calibration import smoothquant
 from quasar.calibration.quantize import fake_quantize_rows, fake_quantize_tensor
 from quasar.calibration.smoothquant import (

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from quasar.runtime.statistics import Statistics, difference
 
 ROUNDS = st.lists(st.integers(0, 6).flatmap(lambda proposed: st.tuples(st.just(proposed), st.integers(0, proposed))), max_size=12)

@@ -4,14 +4,15 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-import quasar.exporter
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as TokenizerFile
+from tokenizers import decoders, models, normalizers
+
+import quasar.exporter
 from quasar.engines.errors import BundleError, UsageError
 from quasar.runtime.text import TextStream
 from quasar.runtime.tokenizer import REPLACEMENT, StreamDecoder, Tokenizer
-from tokenizers import Tokenizer as TokenizerFile
-from tokenizers import decoders, models, normalizers
 
 VOCAB_SIZE = 4096
 FOLDER = Path(str(quasar.exporter.__file__)).parent / "demo"

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
+
 from quasar.exporter.architecture import Architecture
 from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
 from quasar.exporter.graph.rope import rotary_tables
@@ -31,12 +32,11 @@ def can_fuse(architecture: Architecture, max_batch: int) -> bool:
     return max_batch == 1 and architecture.head_dim % 16 == 0
 
 
-def _positions(g: GraphBuilder, input_ids: ir.Value, start: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """(number of new tokens S as int64 [1], positions of the new tokens int64 [B, S])."""
-    length = g.op("Shape", input_ids, start=1, end=2)
-    scalar = g.op("Squeeze", length)
-    steps = g.op("Range", g.constant(0, np.int64), scalar, g.constant(1, np.int64))
-    return length, g.op("Add", g.op("Unsqueeze", start, g.constant([1], np.int64)), steps)
+def _positions(g: GraphBuilder, input_ids: ir.Value, start: ir.Value) -> Any:
+    """Positions of the new tokens, int64 [B, S]."""
+    length = g.op("Squeeze", g.op("Shape", input_ids, start=1, end=2))
+    steps = g.op("Range", g.constant(0, np.int64), length, g.constant(1, np.int64))
+    return g.op("Add", g.op("Unsqueeze", start, g.constant([1], np.int64)), steps)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class PortableAttention:
         """Write what all layers share: rotary tables, positions and masks."""
         cos, sin = rotary_tables(architecture.rope, architecture.head_dim, max_length)
         with g.scope("position"):
-            _, positions = _positions(g, input_ids, start)
+            positions = _positions(g, input_ids, start)
             query = g.op("Unsqueeze", positions, g.constant([1, 3], np.int64))
             key = g.weight("positions", np.arange(max_length, dtype=np.int64))
             causal = g.op("LessOrEqual", key, query)

@@ -31,9 +31,7 @@ class WeightFile:
         self._file = path.open("wb")
 
     def add(self, name: str, array: np.ndarray) -> ir.Value:
-        """Append a tensor under `name`; a name that is there already gives the tensor that is there."""
-        if name in self._values:
-            return self._values[name]
+        """Append a tensor under a new name."""
         array = np.ascontiguousarray(array)
         dtype = ir.DataType.from_numpy(array.dtype)
         shape = ir.Shape(array.shape)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 import torch
+
+from quasar.calibration.groups import GROUPS
 from quasar.calibration.source import TensorSource
 from quasar.exporter.architecture import Architecture
 from quasar.exporter.graph.attention import FusedAttention, PortableAttention
@@ -62,7 +64,7 @@ class Decoder:
                         context, *present = attend(layer, q, k, v, past[0], past[1])
                         if layer == a.num_hidden_layers - 1:  # beyond its keys and values, only wanted rows matter
                             context, hidden = (self._select(g, value, rows) for value in (context, hidden))
-                        update = self._linear(g, source, f"{prefix}.self_attn.o_proj", context)
+                        update = self._linear(g, source, prefix, "self_attn.o_proj", context)
                     x, hidden = self._norm(g, source, f"{prefix}.post_attention_layernorm", hidden, update)
                     with g.scope("mlp"):
                         update = self._mlp(g, source, prefix, x)
@@ -96,25 +98,21 @@ class Decoder:
             )
             return normed, total
 
-    def _linear(self, g: GraphBuilder, source: TensorSource, name: str, x: ir.Value) -> ir.Value:
-        return self._fused_linear(g, source, name, [name], x)
-
-    def _fused_linear(self, g: GraphBuilder, source: TensorSource, name: str, parts: list[str], x: ir.Value) -> ir.Value:
-        """One linear made of several that read the same input, their outputs side by side."""
-        names = {tensor for tensor, _ in self.architecture.layer_tensors(_layer_of(name))}
+    def _linear(self, g: GraphBuilder, source: TensorSource, prefix: str, group: str, x: ir.Value) -> ir.Value:
+        """The linears of a group as one, their outputs side by side."""
+        parts = [f"{prefix}.{linear}" for linear in GROUPS[group]]
         weight = torch.cat([source.tensor(f"{part}.weight") for part in parts])
         bias = None
-        if f"{parts[0]}.bias" in names:
+        if self.architecture.has_bias(parts[0]):
             bias = torch.cat([source.tensor(f"{part}.bias") for part in parts])
-        with g.scope(name.rsplit(".", 1)[1]):
-            return self.linear(g, name, x, weight, bias)
+        with g.scope(group.rsplit(".", 1)[1]):
+            return self.linear(g, f"{prefix}.{group}", x, weight, bias)
 
     def _project_qkv(
         self, g: GraphBuilder, source: TensorSource, prefix: str, x: ir.Value
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         a = self.architecture
-        parts = [f"{prefix}.self_attn.{kind}_proj" for kind in "qkv"]
-        fused = self._fused_linear(g, source, f"{prefix}.self_attn.qkv_proj", parts, x)
+        fused = self._linear(g, source, prefix, "self_attn.qkv_proj", x)
         sizes = g.constant([a.query_size, a.key_value_size, a.key_value_size], np.int64)
         q, k, v = g.op("Split", fused, sizes, outputs=3, axis=-1)
         if a.qk_norm:
@@ -128,18 +126,13 @@ class Decoder:
         return g.op("Reshape", normed, g.constant([0, 0, heads * self.architecture.head_dim], np.int64))
 
     def _mlp(self, g: GraphBuilder, source: TensorSource, prefix: str, x: ir.Value) -> ir.Value:
-        parts = [f"{prefix}.mlp.{kind}_proj" for kind in ("gate", "up")]
-        fused = self._fused_linear(g, source, f"{prefix}.mlp.gate_up_proj", parts, x)
+        fused = self._linear(g, source, prefix, "mlp.gate_up_proj", x)
         gate, up = g.op("Split", fused, outputs=2, axis=-1, num_outputs=2)
         # QuickGelu is x * sigmoid(alpha * x), so with alpha 1 it is the SiLU of one node that ONNX Runtime has
         fused_silu: dict[str, Any] = {"domain": MICROSOFT, "alpha": 1.0}
         activated = g.op("Swish", gate) if self.attention == "portable" else g.op("QuickGelu", gate, **fused_silu)
-        return self._linear(g, source, f"{prefix}.mlp.down_proj", g.op("Mul", activated, up))
+        return self._linear(g, source, prefix, "mlp.down_proj", g.op("Mul", activated, up))
 
     def _select(self, g: GraphBuilder, x: ir.Value, rows: ir.Value) -> Any:
         """Rows of x [B, S, H] -> [B, R, H], per slot of the batch."""
         return g.op("GatherND", x, g.op("Unsqueeze", rows, g.constant([2], np.int64)), batch_dims=1)
-
-
-def _layer_of(name: str) -> int:
-    return int(name.split(".")[2])

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 import torch
+
 from quasar.calibration.quantize import quantize_blocks, quantize_rows
 from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
 
