@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from quasar.engines.errors import UsageError
+from quasar.engines.rows import json_rows, read_text
 
 TEXT_KEYS = ("text", "prompt", "inputs_pretokenized", "question")
+ADVICE = "give a .jsonl or .txt file with text"
 SHORTEST = 2
 """Tokens that a sequence needs to say anything about the next token."""
 
@@ -60,7 +62,7 @@ def load_prompts(
         text = (resources.files("quasar.calibration") / "prompts.jsonl").read_text(encoding="utf-8")
         name, sequences = "built-in", _from_rows(text, "built-in prompts", encode, encode_messages)
     else:
-        text, name = _read(file), file.name
+        text, name = read_text(file, "--calibration", ADVICE), file.name
         if file.suffix.lower() == ".txt":
             ids = encode(text)
             sequences = iter([ids[i : i + length] for i in range(0, len(ids), length)])
@@ -79,39 +81,20 @@ def load_prompts(
     return PromptSet(name, kept[:-gate], kept[-gate:])
 
 
-def _read(file: Path) -> str:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"--calibration {file}: cannot be read ({reason}); give a .jsonl or .txt file") from None
-    if not text.strip():
-        raise UsageError(f"--calibration {file}: the file is empty; give a .jsonl or .txt file with text")
-    return text
-
-
 def _from_rows(
     text: str,
     where: str,
     encode: Callable[[str], list[int]],
     encode_messages: Callable[[Sequence[Any]], list[int]],
 ) -> Iterator[list[int]]:
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split at U+2028 inside a string
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"--calibration {where}, line {number}: not JSON ({error}); correct or remove the row") from None
+    for here, row in json_rows(text, f"--calibration {where}"):
         messages = _messages(row) if isinstance(row, dict) else None
         if messages is not None:
             yield encode_messages(messages)
             continue
         values = [row[key] for key in TEXT_KEYS if isinstance(row, dict) and isinstance(row.get(key), str)]
         if not values:
-            raise UsageError(
-                f"--calibration {where}, line {number}: no text; a row needs one of {', '.join(TEXT_KEYS)}, turns, messages"
-            )
+            raise UsageError(f"{here}: no text; a row needs one of {', '.join(TEXT_KEYS)}, turns, messages")
         yield encode(values[0])
 
 

@@ -1,147 +1,96 @@
-"""Chains: proposers and the engine that verifies them."""
+"""Chains: how they are written, and how they are put together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from quasar.engines.engine import Engine, Float32
 from quasar.engines.errors import UsageError
-from quasar.runtime.acceptance import accept_greedy
 from quasar.runtime.draft.prompt_lookup import PromptLookup
-from quasar.runtime.draft.proposer import Proposal, Proposer
-from quasar.runtime.sequence import Sequence
-from quasar.runtime.statistics import Statistics
+from quasar.runtime.draft.proposer import Proposer
+from quasar.runtime.draft.suffix import Suffix, SuffixPool
+from quasar.runtime.slot import Slot
+from quasar.runtime.verifier import Verifier
 
-WEIGHTLESS: dict[str, Callable[[], Proposer]] = {PromptLookup.name: PromptLookup}
+WEIGHTLESS: Mapping[str, Callable[[], Proposer]] = {
+    "prompt-lookup": PromptLookup,
+    "suffix": Suffix,
+    "suffix-pool": lambda: Suffix(SuffixPool()),
+}
+PRESETS: Mapping[str, str] = {
+    "quasar": "prompt-lookup > int8",
+    "lossless": "prompt-lookup > int8 > float",
+    "qspec": "int4 > int4-a16",
+}
+PLAIN = "plain"
+"""The preset of the default chain's last engine alone."""
 
 
 @dataclass(frozen=True)
 class ChainSpec:
-    """A chain as it is written: `proposer > engine`, or an engine alone.
+    """A chain as it is written, left to right.
 
     Attributes:
-        proposer: name of a weightless proposer; None for plain decoding.
-        verifier: name of the engine whose tokens the output is made of.
+        proposers: what proposes to the first verifier, weightless or engines; the first that proposes anything wins. Empty
+            for plain decoding.
+        verifiers: engines; each one's output is the next one's proposal.
     """
 
-    proposer: str | None
-    verifier: str
+    proposers: tuple[str, ...]
+    verifiers: tuple[str, ...]
 
     def __str__(self) -> str:
-        return self.verifier if self.proposer is None else f"{self.proposer} > {self.verifier}"
+        return " > ".join([*([",".join(self.proposers)] if self.proposers else []), *self.verifiers])
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Every engine of the chain, the last one last."""
+        return (*(name for name in self.proposers if name not in WEIGHTLESS), *self.verifiers)
+
+    @property
+    def law(self) -> str:
+        """The engine whose distribution the output follows."""
+        return self.verifiers[-1]
 
 
-def parse_chain(text: str) -> ChainSpec:
-    """Read a chain.
-
-    Raises:
-        UsageError: it is not one that this release runs.
-    """
-    stages = [stage.strip() for stage in text.split(">")]
-    proposers = ", ".join(WEIGHTLESS)
-    if not all(stages):
-        raise UsageError(f"chain {text!r}: a stage is empty; write ENGINE, or PROPOSER > ENGINE")
-    if stages[-1] in WEIGHTLESS:
-        raise UsageError(f"chain {text!r}: {stages[-1]} only proposes; end the chain with an engine, e.g. {stages[-1]} > int8")
-    if len(stages) > 2 or "," in text or (len(stages) == 2 and stages[0] not in WEIGHTLESS):
-        raise UsageError(f"chain {text!r}: this release runs ENGINE and PROPOSER > ENGINE, with the proposers {proposers}")
-    return ChainSpec(stages[0] if len(stages) == 2 else None, stages[-1])
-
-
-class Slot:
-    """One sequence's place in an engine's cache.
-
-    The engine may lag behind the sequence: what it has not seen is fed before what is asked for.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._cached: list[int] = []
-
-    def keep(self, tokens: list[int]) -> int:
-        """Keep what the cache shares with the beginning of `tokens`, and say how much that is."""
-        shared = 0
-        for cached, token in zip(self._cached, tokens, strict=False):
-            if cached != token:
-                break
-            shared += 1
-        del self._cached[shared:]
-        return shared
-
-    def truncate(self, length: int) -> None:
-        """Forget the cache from position `length` on."""
-        del self._cached[length:]
-
-    def logits(self, tokens: list[int], wanted: int) -> Float32:
-        """Logits after the last `wanted` of `tokens`, float32 [wanted, V].
-
-        `tokens` begins with what is cached; the rest, at least `wanted` tokens of it, is fed in chunks.
-        """
-        limit = self._engine.spec.max_rows
-        start, end = len(self._cached), len(tokens)
-        while end - start > max(limit, wanted):
-            # nothing of this chunk is wanted, but one row costs little and keeps the graph's shapes plain
-            size = min(limit, end - start - wanted)
-            self._feed(tokens[start : start + size], start, 1)
-            start += size
-        return self._feed(tokens[start:], start, wanted)
-
-    def _feed(self, tokens: list[int], start: int, wanted: int) -> Float32:
-        count = len(tokens)
-        rows = np.arange(count - wanted, count, dtype=np.int64)[None]
-        logits = self._engine.forward(np.array([tokens], dtype=np.int64), np.array([start], dtype=np.int64), rows)
-        self._cached.extend(tokens)
-        first: Float32 = logits[0]
-        return first
-
-
-class Verifier:
-    """An engine, and what proposes to it.
+def parse_chain(text: str, default: str | None = None) -> ChainSpec:
+    """Read a chain: `a,b > c > d`, or the name of a preset.
 
     Args:
-        engine: its most likely tokens are the output, whatever is proposed.
-        proposer: None for plain decoding.
-        draft_length: tokens proposed a round, at the most.
+        default: the chain whose last engine `plain` stands for.
+
+    Raises:
+        UsageError: it is none.
     """
-
-    def __init__(self, engine: Engine, proposer: Proposer | None, draft_length: int) -> None:
-        self._engine = engine
-        self._proposer = proposer
-        self._draft_length = draft_length
-        self._slot = Slot(engine)
-
-    def prefill(self, sequence: Sequence, reuse: bool) -> tuple[int, int]:
-        """Read the prompt: (the first new token, prompt tokens that were in the cache already).
-
-        Args:
-            reuse: keep what the cache shares with the prompt.
-        """
-        # the last token is fed in any case: its logits are wanted
-        if self._proposer is not None:
-            self._proposer.settle(sequence)
-        shared = self._slot.keep(sequence.tokens[:-1] if reuse else [])
-        return int(self._slot.logits(sequence.tokens, 1)[0].argmax()), shared
-
-    def round(self, sequence: Sequence, limit: int, statistics: Statistics) -> list[int]:
-        """One verification pass: the tokens that follow the sequence, between 1 and `limit`."""
-        length = len(sequence.tokens)
-        room = min(limit, self._engine.spec.max_length - length + 1, self._engine.spec.max_rows) - 1
-        proposal = Proposal([])
-        if self._proposer is not None and room > 0:
-            proposal = self._proposer.propose(sequence, min(room, self._draft_length))
-        draft = proposal.tokens
-        logits = self._slot.logits(sequence.tokens + draft, len(draft) + 1)
-        accepted, following = accept_greedy((int(row.argmax()) for row in logits), draft)
-        self._slot.truncate(length + accepted)
-        statistics.count_round(len(draft), accepted)
-        return [*draft[:accepted], following]
+    if text == PLAIN and default is not None:
+        text = default.rsplit(">", 1)[-1]
+    stages = [[name.strip() for name in stage.split(",")] for stage in PRESETS.get(text.strip(), text).split(">")]
+    names = [name for stage in stages for name in stage]
+    if not all(names):
+        raise UsageError(f"chain {text!r}: a stage is empty; write ENGINE, or PROPOSER > ENGINE [> ENGINE ...]")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"chain {text!r}: {twice} is in it twice; name each part once")
+    proposers, verifiers = (stages[0], stages[1:]) if len(stages) > 1 else ([], stages)
+    for stage in verifiers:
+        if len(stage) > 1:
+            raise UsageError(f"chain {text!r}: only the first stage may be a list; {','.join(stage)} has to be one engine")
+        if stage[0] in WEIGHTLESS:
+            raise UsageError(f"chain {text!r}: {stage[0]} only proposes; put it first, and an engine after it: {stage[0]} > int8")
+    return ChainSpec(tuple(proposers), tuple(stage[0] for stage in verifiers))
 
 
-def build_chain(spec: ChainSpec, engine: Engine, draft_length: int) -> Verifier:
-    """The parts of a chain, put together."""
-    if draft_length < 0:
-        raise UsageError(f"draft_length is {draft_length}; it must be 0 or more")
-    return Verifier(engine, WEIGHTLESS[spec.proposer]() if spec.proposer else None, draft_length)
+def build_chain(spec: ChainSpec, slots: Mapping[str, Slot], draft_lengths: Sequence[int | None]) -> Verifier:
+    """The parts of a chain, put together.
+
+    Args:
+        slots: of its engines, by name.
+        draft_lengths: tokens proposed a round to each verifier; None for as many as pay.
+    """
+    proposers: list[Proposer] = [
+        WEIGHTLESS[name]() if name in WEIGHTLESS else Verifier(slots[name], [], None) for name in spec.proposers
+    ]
+    for name, draft_length in zip(spec.verifiers, draft_lengths, strict=True):
+        verifier = Verifier(slots[name], proposers, draft_length)
+        proposers = [verifier]
+    return verifier

@@ -6,12 +6,16 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from quasar.engines.command import EXIT_CODES, run_command
 from quasar.engines.errors import UsageError
-from quasar.runtime.generate import DRAFT_LENGTH, Generation, Model, Result, load
+from quasar.engines.rows import json_rows, read_text
+from quasar.runtime.generate import Model, load
+from quasar.runtime.generation import Generation, Result
+from quasar.runtime.options import add_loading_options, add_sampling_options, parse_draft_length, sampling_params
 from quasar.runtime.sampling import SamplingParams
 
 
@@ -24,60 +28,31 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("bundle", metavar="BUNDLE", help="directory that quasar-export wrote")
     p.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to answer; it goes through the chat template")
-    p.add_argument("--chain", metavar="C", help="e.g. int8, float, 'prompt-lookup > int8' (default: the bundle's own)")
+    p.add_argument(
+        "--chain",
+        metavar="C",
+        help="e.g. 'prompt-lookup > int8 > float', or plain, quasar, lossless, qspec (default: the bundle's own)",
+    )
     p.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
-    p.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy, the only choice in this release")
-    p.add_argument("--seed", type=int, metavar="S", help="has no effect on greedy decoding")
+    add_sampling_options(p)
     p.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
-    p.add_argument("--ignore-eos", action="store_true", help="go on past the model's end tokens")
+    p.add_argument("--logprobs", type=int, metavar="N", help="with --json: log-probabilities of the new tokens and N others")
     p.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
     p.add_argument("--token-ids", type=Path, metavar="FILE", help='answer each row {"ids": [...]} of a .jsonl file')
     p.add_argument("--json", action="store_true", help="print one JSON object per answer, with statistics")
     p.add_argument("--stats", action="store_true", help="print statistics after each answer")
-    p.add_argument(
-        *("--draft-length",), type=int, default=DRAFT_LENGTH, metavar="K",
-        help=f"tokens proposed a round (default: {DRAFT_LENGTH})",
-    )  # fmt: skip
-    p.add_argument(
-        *("--batch-invariant",), action="store_true",
-        help="the same tokens whatever the draft length, also at near-ties; slower single-row steps",
-    )  # fmt: skip
-    p.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt (default: cpu)")
-    p.add_argument("--threads", type=int, default=0, metavar="N", help="threads of one operator (default: one per core)")
-    p.add_argument("--verify", action="store_true", help="check the hash of every file first")
+    add_loading_options(p)
     return p
-
-
-def _params(args: argparse.Namespace) -> SamplingParams:
-    return SamplingParams(
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        seed=args.seed,
-        stop=tuple(args.stop),
-        ignore_eos=args.ignore_eos,
-    )
 
 
 def _read_rows(file: Path) -> list[list[int]]:
     """Rows of token ids; a broken one is named by its line."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UsageError(f"--token-ids {file}: cannot be read ({reason})") from None
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            ids = json.loads(line)["ids"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            ids = None
+    for here, row in json_rows(read_text(file, "--token-ids", 'give rows {"ids": [1, 2, 3]}'), f"--token-ids {file}"):
+        ids = row.get("ids") if isinstance(row, dict) else None
         if not isinstance(ids, list) or not ids or any(type(token) is not int for token in ids):
-            raise UsageError(f'--token-ids {file}, line {number}: not a row {{"ids": [1, 2, 3]}}')
+            raise UsageError(f'{here}: not a row {{"ids": [1, 2, 3]}}')
         rows.append(ids)
-    if not rows:
-        raise UsageError(f"--token-ids {file}: no rows")
     return rows
 
 
@@ -88,6 +63,7 @@ def _to_json(result: Result) -> str:
             "text": result.text,
             "finish_reason": result.finish_reason,
             "statistics": result.statistics.to_dict(),
+            **({} if result.logprobs is None else {"logprobs": [asdict(one) for one in result.logprobs]}),
         },
         ensure_ascii=False,
     )
@@ -154,7 +130,9 @@ def _run(argv: Sequence[str] | None) -> int:
         raise UsageError("give either PROMPT or --token-ids")
     if args.raw and args.prompt is None:
         raise UsageError("--raw goes with a PROMPT: token ids have no template, and a chat needs one")
-    params = _params(args)
+    params = sampling_params(args, max_new_tokens=args.max_new_tokens, stop=tuple(args.stop), logprobs=args.logprobs)
+    if args.logprobs is not None and not args.json:
+        raise UsageError("--logprobs goes with --json")
     rows = _read_rows(args.token_ids) if args.token_ids else None
     with load(
         args.bundle,
@@ -162,8 +140,9 @@ def _run(argv: Sequence[str] | None) -> int:
         provider=args.provider,
         threads=args.threads,
         verify=args.verify,
-        draft_length=args.draft_length,
+        draft_length=parse_draft_length(args.draft_length),
         batch_invariant=args.batch_invariant,
+        acceptance=args.acceptance,
     ) as model:
         if rows is not None:
             for number, ids in enumerate(rows, start=1):

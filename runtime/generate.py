@@ -3,52 +3,24 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, overload
 
-from quasar.engines.bundle import Bundle, EngineEntry, open_bundle
+from quasar.engines.bundle import Bundle, open_bundle
 from quasar.engines.engine import Engine
 from quasar.engines.errors import BundleError, QuasarError, UsageError
 from quasar.runtime.chain import ChainSpec, build_chain, parse_chain
+from quasar.runtime.engine_pool import EnginePool
+from quasar.runtime.generation import Generation, Result
+from quasar.runtime.sampler import ACCEPTANCES, Acceptance
 from quasar.runtime.sampling import SamplingParams
-from quasar.runtime.sequence import Sequence
-from quasar.runtime.statistics import Statistics, difference
-from quasar.runtime.text import TextStream
 from quasar.runtime.tokenizer import Message, Tokenizer
 
-FinishReason = Literal["stop", "length", "cancelled"]
+DraftLength = int | Many[int | None] | None
 Prompt = str | Many[int] | Many[Message]
 """Text, token ids, or chat messages."""
-
-DRAFT_LENGTH = 5
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of the answer: the text that can be shown now, and the ids that were generated since the last piece."""
-
-    text: str
-    ids: list[int]
-
-
-@dataclass(frozen=True)
-class Result:
-    """An answer.
-
-    Attributes:
-        text: special tokens left out, cut before a stop string. After a prompt of plain text it goes on where that ends.
-        ids: the new tokens, an end token included.
-        finish_reason: `stop` (end token or stop string), `length` (max_new_tokens or context full), `cancelled`.
-    """
-
-    text: str
-    ids: list[int]
-    finish_reason: FinishReason
-    statistics: Statistics
 
 
 def load(
@@ -58,40 +30,52 @@ def load(
     provider: str = "cpu",
     threads: int = 0,
     verify: bool = False,
-    draft_length: int = DRAFT_LENGTH,
+    draft_length: DraftLength = None,
     batch_invariant: bool = False,
+    acceptance: Acceptance = "matching",
 ) -> Model:
     """Load a bundle for generation.
 
     Args:
-        chain: e.g. `int8` or `prompt-lookup > int8`; None for the bundle's own.
+        chain: e.g. `int8`, `prompt-lookup > int8 > float`, or a preset (`plain`, `quasar`, `lossless`, `qspec`); None for the
+            bundle's own.
         provider: `cpu`, `cuda` or `tensorrt`.
         threads: of one operator; 0 for one per physical core.
         verify: check the hash of every file.
-        draft_length: tokens proposed a round, at the most.
+        draft_length: tokens proposed a round to each verifier, or one number for each of them; None for as many as pay by
+            measured cost and acceptance.
         batch_invariant: a token's logits do not depend on how many rows share its pass, to the last bit; without it, a
-            chain may decide a near-tie otherwise than its verifier alone. Costs about a seventh of a single-row step.
+            chain may decide a near-tie otherwise than its last engine alone. Costs about a seventh of a single-row step.
+        acceptance: `matching`: sampled output is the same for every chain that ends in the same engine, and for every draft
+            length. `rejection`: accepts more of a sampled draft, but the output is only the same in distribution.
 
     Raises:
         UsageError: no such bundle, chain, engine or provider.
         BundleError: what is there is not a whole bundle.
     """
     opened = open_bundle(bundle, verify)
-    spec, entry = _choose(opened, chain)
-    if entry.backend != "onnxruntime":
-        raise UsageError(f"engine {entry.name}: backend {entry.backend!r} is not one that this release runs")
-    tokenizer = Tokenizer(opened.tokenizer_folder(), entry.vocab_size)
-    from quasar.engines.onnxruntime import OnnxEngine  # here, so that what is wrong with a bundle is said without it
+    spec = choose_chain(opened, chain)
+    lengths = draft_lengths(spec, draft_length)
+    if acceptance not in ACCEPTANCES:
+        raise UsageError(f"acceptance is {acceptance!r}; it must be one of {', '.join(ACCEPTANCES)}")
+    pool = EnginePool(opened, provider, threads, batch_invariant)
+    pool.check(spec)
+    tokenizer = Tokenizer(opened.tokenizer_folder(), opened.engine(spec.law).vocab_size)
+    return Model(pool, tokenizer, spec, lengths, acceptance)
 
-    engine = OnnxEngine(opened.path(entry.graph), entry, provider, threads, batch_invariant)
-    return Model(opened, tokenizer, engine, spec, draft_length)
 
+def choose_chain(bundle: Bundle, chain: str | None) -> ChainSpec:
+    """The chain that was asked for, or the bundle's own.
 
-def _choose(bundle: Bundle, chain: str | None) -> tuple[ChainSpec, EngineEntry]:
-    """The chain to run, and its engine."""
+    Raises:
+        UsageError: it is not one, or needs an engine that is not there.
+    """
+    default = bundle.manifest.default_chain
     try:
-        spec = parse_chain(bundle.manifest.default_chain if chain is None else chain)
-        return spec, bundle.engine(spec.verifier)
+        spec = parse_chain(default if chain is None else chain, default)
+        for name in spec.engines:
+            bundle.engine(name)
+        return spec
     except UsageError as error:
         if chain is not None:
             raise
@@ -99,17 +83,40 @@ def _choose(bundle: Bundle, chain: str | None) -> tuple[ChainSpec, EngineEntry]:
         raise BundleError(f"{bundle.root}: default_chain cannot be run: {error}") from None
 
 
+def draft_lengths(spec: ChainSpec, draft_length: DraftLength) -> list[int | None]:
+    """A draft length for every verifier of the chain; None for as many as pay.
+
+    Raises:
+        UsageError: a negative one, or not as many as there are verifiers.
+    """
+    one_for_all = draft_length is None or isinstance(draft_length, int)
+    lengths: list[Any] = [draft_length] * len(spec.verifiers) if one_for_all else list(draft_length)  # type: ignore[arg-type]
+    if len(lengths) != len(spec.verifiers):
+        raise UsageError(
+            f"draft_length has {len(lengths)} numbers and the chain {spec} {len(spec.verifiers)} verifiers; give one, or one each"
+        )
+    for length in lengths:
+        if length is not None and (not isinstance(length, int) or length < 0):
+            raise UsageError(f"draft_length is {length!r}; it must be 0 or more, or None for as many as pay")
+    return lengths
+
+
 class Model:
     """A loaded bundle with a chain. One generation runs at a time. Use it as a context manager, or close it."""
 
-    def __init__(self, bundle: Bundle, tokenizer: Tokenizer, engine: Engine, chain: ChainSpec, draft_length: int) -> None:
-        self.bundle = bundle
+    def __init__(
+        self, pool: EnginePool, tokenizer: Tokenizer, chain: ChainSpec, lengths: Many[int | None], acceptance: Acceptance
+    ) -> None:
+        self._pool = pool
+        self.bundle = pool.bundle
         self.tokenizer = tokenizer
         self.chain = chain
-        self.engines: dict[str, Engine] = {engine.spec.name: engine}
-        self.verifier = build_chain(chain, engine, draft_length)
-        self.max_length = engine.spec.max_length
-        self.vocab_size = engine.spec.vocab_size
+        self.acceptance = acceptance
+        slots = pool.slots(chain)
+        self.engines: dict[str, Engine] = {name: slot.engine for name, slot in slots.items()}
+        self.verifier = build_chain(chain, slots, lengths)
+        self.max_length = self.verifier.slot.engine.spec.max_length
+        self.vocab_size = self.verifier.slot.engine.spec.vocab_size
         self._current: Generation | None = None
 
     def __enter__(self) -> Model:
@@ -120,8 +127,7 @@ class Model:
 
     def close(self) -> None:
         """Free the engines."""
-        for engine in self.engines.values():
-            engine.close()
+        self._pool.close()
         self.engines.clear()
 
     @overload
@@ -194,95 +200,6 @@ class Model:
     def is_current(self, generation: Generation) -> bool:
         """Whether the cache belongs to this generation."""
         return self._current is generation
-
-
-class Generation:
-    """One answer in the making: an iterator of pieces, and their result."""
-
-    def __init__(self, model: Model, prompt: list[int], params: SamplingParams, reuse_cache: bool, continued: list[int]) -> None:
-        self._model = model
-        self._sequence = Sequence(prompt)
-        self._params = params
-        self._reuse_cache = reuse_cache
-        eos = () if params.ignore_eos else model.bundle.manifest.stop_token_ids
-        self._stop_ids = frozenset((*eos, *params.stop_token_ids))
-        self._limit = min(params.max_new_tokens, model.max_length - len(prompt))
-        self._stream = TextStream(model.tokenizer, params.stop, continued)
-        self._text: list[str] = []
-        self._reason: FinishReason | None = None
-        self._statistics = Statistics(prompt_tokens=len(prompt))
-        self._pieces = self._run()
-
-    def __iter__(self) -> Iterator[Piece]:
-        return self
-
-    def __next__(self) -> Piece:
-        return next(self._pieces)
-
-    def cancel(self) -> None:
-        """End after the round that runs now."""
-        self._reason = self._reason or "cancelled"
-
-    def finish(self) -> Result:
-        """Run to the end."""
-        for _ in self:
-            pass
-        return self.result
-
-    @property
-    def result(self) -> Result:
-        """The answer so far; `cancelled` where it did not come to its end."""
-        self._statistics.new_tokens = self._sequence.new_count
-        return Result("".join(self._text), self._sequence.new_tokens, self._reason or "cancelled", self._statistics)
-
-    def _run(self) -> Iterator[Piece]:
-        begin, before = time.perf_counter(), self._engine_seconds()
-        statistics, verifier = self._statistics, self._model.verifier
-        self._check_current()
-        first, statistics.reused_tokens = verifier.prefill(self._sequence, self._reuse_cache)
-        prefilled, after_prefill = time.perf_counter(), self._engine_seconds()
-        statistics.prefill_seconds = prefilled - begin
-        shown = 0.0  # seconds that the consumer of the pieces took
-        emitted = [first]
-        while True:
-            piece = self._take(emitted)
-            now, spent = time.perf_counter(), self._engine_seconds()
-            statistics.decode_seconds = now - prefilled - shown
-            statistics.engine_seconds = difference(spent, before)
-            statistics.decode_engine_seconds = difference(spent, after_prefill)
-            if piece.text or piece.ids:
-                yield piece
-                shown += time.perf_counter() - now
-            if self._reason is not None:
-                return
-            self._check_current()
-            emitted = verifier.round(self._sequence, self._limit - self._sequence.new_count, statistics)
-
-    def _take(self, emitted: list[int]) -> Piece:
-        """Add tokens to the sequence, up to the one that ends it."""
-        shown: list[str] = []
-        taken: list[int] = []
-        for token in emitted:
-            taken.append(token)
-            self._sequence.tokens.append(token)
-            shown.append(self._stream.push(token))
-            if self._stream.stopped or token in self._stop_ids:
-                self._reason = "stop"
-            elif self._sequence.new_count >= self._limit:
-                self._reason = "length"
-            if self._reason is not None:
-                break
-        if self._reason is not None and not self._stream.stopped:
-            shown.append(self._stream.flush())
-        self._text.extend(shown)
-        return Piece("".join(shown), taken)
-
-    def _engine_seconds(self) -> dict[str, float]:
-        return {name: engine.seconds for name, engine in self._model.engines.items()}
-
-    def _check_current(self) -> None:
-        if not self._model.is_current(self):
-            raise QuasarError("another generation was started on this model; finish one before you start the next")
 
 
 def _is_many(prompt: Any) -> bool:

@@ -1,13 +1,18 @@
-"""What a caller may ask of generation."""
+"""What a caller may ask of generation, and what it does to logits: penalties and truncation as pure functions."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from quasar.engines.engine import Float32, Int64
 from quasar.engines.errors import UsageError
+
+MAX_LOGPROBS = 50
 
 
 @dataclass(frozen=True)
@@ -17,15 +22,22 @@ class SamplingParams:
     Attributes:
         max_new_tokens: tokens to generate at the most.
         temperature: 0 takes the most likely token each time.
+        top_k: sample from the k most likely tokens; 0 for all.
+        top_p: sample from the smallest set of tokens with at least this probability together, above 0 and at most 1.
+        min_p: sample from tokens with at least this share of the most likely one's probability, 0 to 1.
+        repetition_penalty: divides (negative: multiplies) the logits of tokens of the prompt and the output; 1 for none.
+        presence_penalty: taken off the logits of tokens of the output, -2 to 2.
+        frequency_penalty: the same, once per occurrence.
+        seed: of the random numbers; None for others each time.
         stop: strings that end the answer; the text is cut before them.
         stop_token_ids: ids that end the answer, besides the model's own.
         ignore_eos: go on past the model's own end tokens.
+        logprobs: report the log-probability of each new token, and of this many most likely ones; None for neither.
 
-    This release decodes greedily: any other value of temperature, top_k, top_p, min_p, the penalties and logprobs is
-    refused, not ignored. `seed` has no effect on greedy decoding.
+    Applied in the order of transformers: penalties, temperature, top_k, top_p, min_p.
 
     Raises:
-        UsageError: a value that has no meaning, or one that this release cannot honour.
+        UsageError: a value that has no meaning.
     """
 
     max_new_tokens: int = 256
@@ -40,7 +52,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-    logprobs: int = 0
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -48,22 +60,96 @@ class SamplingParams:
         for name in ("stop", "stop_token_ids"):
             if not isinstance(getattr(self, name), (tuple, list)):
                 raise UsageError(f"{name} is {getattr(self, name)!r}; give a tuple")
-        if not isinstance(self.max_new_tokens, (int, np.integer)) or self.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens!r}; give an integer of at least 1")
-        if not isinstance(self.temperature, (int, float)) or not 0 <= self.temperature < math.inf:
-            raise UsageError(f"temperature is {self.temperature!r}; it must be 0 (greedy) or more")
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise UsageError("stop holds an empty string, which is everywhere; leave it out")
         if any(not isinstance(token, int) for token in self.stop_token_ids):
             raise UsageError(f"stop_token_ids is {self.stop_token_ids!r}; give token ids")
-        for name, greedy in _GREEDY.items():
-            if getattr(self, name) != greedy:
-                raise UsageError(
-                    f"{name} is {getattr(self, name)}; this release decodes greedily, leave it at {greedy} (its default)"
-                )
+        _check(self, "max_new_tokens", _is_integer, lambda n: n >= 1, "give an integer of at least 1")
+        _check(self, "temperature", _is_number, lambda t: 0 <= t < math.inf, "it must be 0 (greedy) or more")
+        _check(self, "top_k", _is_integer, lambda k: k >= 0, "give an integer, 0 for all tokens")
+        _check(self, "top_p", _is_number, lambda p: 0 < p <= 1, "it must be above 0 and at most 1 (1 keeps all tokens)")
+        _check(self, "min_p", _is_number, lambda p: 0 <= p <= 1, "it must lie in 0 to 1 (0 keeps all tokens)")
+        _check(self, "repetition_penalty", _is_number, lambda r: 0 < r < math.inf, "it must be above 0 (1 is none)")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check(self, name, _is_number, lambda p: -2 <= p <= 2, "it must lie in -2 to 2 (0 is none)")
+        if self.seed is not None:
+            _check(self, "seed", _is_integer, lambda s: 0 <= s < 1 << 64, "give an integer of 0 to 2^64 - 1, or None")
+        if self.logprobs is not None:
+            _check(self, "logprobs", _is_integer, lambda n: 0 <= n <= MAX_LOGPROBS, f"give 0 to {MAX_LOGPROBS}, or None")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether no random number is needed."""
+        return self.temperature == 0
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether logits depend on the tokens before them otherwise than through the model."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
 
-_GREEDY = {
-    "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
-    "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "logprobs": 0,
-}  # fmt: skip
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _check(params: SamplingParams, name: str, kind: Any, allowed: Any, advice: str) -> None:
+    value = getattr(params, name)
+    if not kind(value) or not allowed(value):
+        raise UsageError(f"{name} is {value!r}; {advice}")
+
+
+def penalize(logits: Float32, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Float32:
+    """Logits after the penalties, float32 [V]; the array that was given stays as it is.
+
+    repetition_penalty is CTRL's (Keskar 2019) and sees the prompt; the other two are OpenAI's and see the output only.
+    """
+    result: Float32 = logits.copy()
+    if params.repetition_penalty != 1.0:
+        seen = np.unique(np.array([*prompt, *output], dtype=np.int64))
+        values = result[seen]
+        result[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if output and (params.presence_penalty or params.frequency_penalty):
+        seen, counts = np.unique(np.array(output, dtype=np.int64), return_counts=True)
+        result[seen] -= np.float32(params.presence_penalty) + np.float32(params.frequency_penalty) * counts.astype(np.float32)
+    return result
+
+
+def candidates(logits: Float32, params: SamplingParams) -> tuple[Int64, Float32]:
+    """What may be sampled: (token ids, ascending, and their probabilities, float32, which sum to 1).
+
+    Args:
+        logits: float32 [V], after the penalties. The temperature must be above 0.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # a temperature near 0 makes -inf of all but the best
+        scaled = (logits - logits.max()) / np.float32(max(params.temperature, 1e-30))
+    scaled[np.isnan(scaled)] = 0.0  # 0 / 0: the best itself
+    ids = np.arange(len(scaled))
+    if 0 < params.top_k < len(scaled):
+        ids = np.flatnonzero(scaled >= np.partition(scaled, -params.top_k)[-params.top_k])
+    p = _normalized(np.exp(scaled[ids]))
+    if params.top_p < 1:
+        kept = _nucleus(p, params.top_p)
+        ids, p = ids[kept], _normalized(p[kept])
+    if params.min_p > 0:
+        kept = np.flatnonzero(p >= params.min_p * p.max())
+        ids, p = ids[kept], _normalized(p[kept])
+    return ids, p
+
+
+def _normalized(weights: Float32) -> Float32:
+    total = weights.sum(dtype=np.float64)
+    result: Float32 = (weights / total).astype(np.float32)
+    return result
+
+
+def _nucleus(p: Float32, top_p: float) -> Int64:
+    """Indices, ascending, of the smallest set of tokens that has `top_p` of the probability."""
+    # what is below this holds less than 1 - top_p together, so only the rest needs sorting
+    likely = np.flatnonzero(p >= (1 - top_p) / len(p))
+    order = likely[np.argsort(-p[likely], kind="stable")]
+    count = int(np.searchsorted(np.cumsum(p[order], dtype=np.float64), top_p)) + 1
+    return np.sort(order[:count])

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from quasar.runtime.sampler import Sampler
+
 
 @dataclass
 class Sequence:
-    """Token ids of a prompt and of what was generated after it."""
+    """Token ids of a prompt and of what was generated after it, and how they are chosen.
+
+    While a round drafts, `tokens` ends with what is only proposed; afterwards with what is settled.
+    """
 
     tokens: list[int]
+    sampler: Sampler
     prompt_length: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -2,9 +2,89 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass
+class LevelStatistics:
+    """Counters of one verifier of a chain.
+
+    Attributes:
+        engine: its name.
+        rounds: verification passes.
+        proposed, accepted: draft tokens.
+        proposed_per_position, accepted_per_position: in how many rounds a first draft token, a second, ... was there.
+        pass_seconds: of every round, by rows fed.
+    """
+
+    engine: str
+    rounds: int = 0
+    proposed: int = 0
+    accepted: int = 0
+    proposed_per_position: list[int] = field(default_factory=list)
+    accepted_per_position: list[int] = field(default_factory=list)
+    pass_seconds: dict[int, list[float]] = field(default_factory=dict)
+
+    def count_round(self, proposed: int, accepted: int, rows: int, seconds: float) -> None:
+        """Record one verification pass."""
+        self.rounds += 1
+        self.proposed += proposed
+        self.accepted += accepted
+        _count_positions(self.proposed_per_position, proposed)
+        _count_positions(self.accepted_per_position, accepted)
+        self.pass_seconds.setdefault(rows, []).append(seconds)
+
+    def add(self, other: LevelStatistics) -> None:
+        """Take in the counters of another generation."""
+        self.rounds += other.rounds
+        self.proposed += other.proposed
+        self.accepted += other.accepted
+        for mine, theirs in (
+            (self.proposed_per_position, other.proposed_per_position),
+            (self.accepted_per_position, other.accepted_per_position),
+        ):
+            mine.extend([0] * (len(theirs) - len(mine)))
+            for position, count in enumerate(theirs):
+                mine[position] += count
+        for rows, seconds in other.pass_seconds.items():
+            self.pass_seconds.setdefault(rows, []).extend(seconds)
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted over proposed; None where nothing was proposed."""
+        return self.accepted / self.proposed if self.proposed else None
+
+    @property
+    def acceptance_per_position(self) -> list[float]:
+        """The same for the first draft token, the second, ..."""
+        accepted = self.accepted_per_position + [0] * (len(self.proposed_per_position) - len(self.accepted_per_position))
+        return [a / p for a, p in zip(accepted, self.proposed_per_position, strict=True)]
+
+    @property
+    def step_ms(self) -> dict[int, float]:
+        """Median milliseconds of a pass, by rows."""
+        return {rows: 1e3 * statistics.median(seconds) for rows, seconds in sorted(self.pass_seconds.items())}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "engine": self.engine,
+            "rounds": self.rounds,
+            "proposed": self.proposed,
+            "accepted": self.accepted,
+            "acceptance_rate": self.acceptance_rate,
+            "acceptance_per_position": self.acceptance_per_position,
+            "step_ms": self.step_ms,
+        }
+
+
+def _count_positions(counts: list[int], length: int) -> None:
+    counts.extend([0] * (length - len(counts)))
+    for position in range(length):
+        counts[position] += 1
 
 
 @dataclass
@@ -15,10 +95,8 @@ class Statistics:
         prompt_tokens: tokens of the prompt.
         reused_tokens: of these, how many were in the cache already.
         new_tokens: tokens generated. The first comes with the prefill, the others from rounds.
-        rounds: verification passes of the last engine.
-        proposed, accepted: draft tokens.
-        accepted_per_position: how many rounds accepted the first draft token, the second, ...
-        prefill_seconds: from the start to the first token.
+        levels: of each verifier of the chain, the last engine last.
+        prefill_seconds: from the start to the first token, every engine's prefill included.
         decode_seconds: from there to the end.
         engine_seconds: inside engines, by engine.
         decode_engine_seconds: of these, after the prefill.
@@ -27,24 +105,31 @@ class Statistics:
     prompt_tokens: int = 0
     reused_tokens: int = 0
     new_tokens: int = 0
-    rounds: int = 0
-    proposed: int = 0
-    accepted: int = 0
-    accepted_per_position: list[int] = field(default_factory=list)
+    levels: list[LevelStatistics] = field(default_factory=lambda: [LevelStatistics("")])
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     engine_seconds: dict[str, float] = field(default_factory=dict)
     decode_engine_seconds: dict[str, float] = field(default_factory=dict)
 
-    def count_round(self, proposed: int, accepted: int) -> None:
-        """Record one verification pass."""
-        self.rounds += 1
-        self.proposed += proposed
-        self.accepted += accepted
-        missing = accepted - len(self.accepted_per_position)
-        self.accepted_per_position.extend([0] * missing)
-        for position in range(accepted):
-            self.accepted_per_position[position] += 1
+    @property
+    def rounds(self) -> int:
+        """Verification passes of the last engine."""
+        return self.levels[-1].rounds
+
+    @property
+    def proposed(self) -> int:
+        """Draft tokens that the last engine was given."""
+        return self.levels[-1].proposed
+
+    @property
+    def accepted(self) -> int:
+        """How many of them it accepted."""
+        return self.levels[-1].accepted
+
+    @property
+    def accepted_per_position(self) -> list[int]:
+        """How many rounds accepted the first draft token, the second, ..."""
+        return self.levels[-1].accepted_per_position
 
     @property
     def tokens_per_round(self) -> float | None:
@@ -54,7 +139,7 @@ class Statistics:
     @property
     def acceptance_rate(self) -> float | None:
         """Accepted over proposed; None where nothing was proposed."""
-        return self.accepted / self.proposed if self.proposed else None
+        return self.levels[-1].acceptance_rate
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -70,20 +155,24 @@ class Statistics:
 
     def to_dict(self) -> dict[str, Any]:
         """Counters and ratios, for JSON."""
+        plain = ("prompt_tokens", "reused_tokens", "new_tokens", "rounds", "proposed", "accepted", "accepted_per_position")
+        seconds = ("prefill_seconds", "decode_seconds", "engine_seconds", "decode_engine_seconds")
         ratios = ("tokens_per_round", "acceptance_rate", "tokens_per_second", "outside_share")
-        return {**asdict(self), **{name: getattr(self, name) for name in ratios}}
+        levels = [level.to_dict() for level in self.levels]
+        return {**{name: getattr(self, name) for name in (*plain, *seconds, *ratios)}, "levels": levels}
 
     def __str__(self) -> str:
-        """One or two lines for people."""
+        """A few lines for people."""
         lines = [
             f"{self.prompt_tokens} prompt tokens in {self.prefill_seconds:.2f} s, "
             f"{self.new_tokens} new tokens in {self.decode_seconds:.2f} s" + _with(", {:.1f} tokens/s", self.tokens_per_second)
         ]
-        if self.proposed:
-            lines.append(
-                f"{self.rounds} rounds, {self.tokens_per_round:.2f} tokens per round, "
-                f"{self.accepted} of {self.proposed} proposed tokens accepted ({self.acceptance_rate:.0%})"
-            )
+        for level in self.levels:
+            if level.proposed:
+                lines.append(
+                    f"{level.engine}: {level.rounds} rounds, {level.accepted / level.rounds + 1:.2f} tokens per round, "
+                    f"{level.accepted} of {level.proposed} proposed tokens accepted ({level.acceptance_rate:.0%})"
+                )
         lines.append(f"time outside engines: {_with('{:.1%}', self.outside_share) or '-'}")
         return "\n".join(lines)
 

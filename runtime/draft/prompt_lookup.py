@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from quasar.runtime.draft.proposer import Proposal
+from collections.abc import Iterator
+
+from quasar.runtime.draft.proposer import Draft
 from quasar.runtime.sequence import Sequence
 
 MIN_NGRAM, MAX_NGRAM = 1, 3
+LONGEST_GRADE = 8
 
 
 class PromptLookup:
     """Proposes the continuation of the latest earlier occurrence of the longest matching n-gram.
 
     Saxena's prompt lookup decoding, with the n-grams of the prompt and the output in an index that grows with the text:
-    a round costs a few dictionary look-ups, whatever the length of the context.
+    a round costs a few dictionary look-ups, whatever the length of the context. The grade of a token is the length of the
+    n-gram that it follows.
 
     Args:
         min_ngram: shortest match.
@@ -20,37 +24,51 @@ class PromptLookup:
     """
 
     name = "prompt-lookup"
+    weightless = True
 
     def __init__(self, min_ngram: int = MIN_NGRAM, max_ngram: int = MAX_NGRAM) -> None:
         self._sizes = range(max_ngram, min_ngram - 1, -1)
-        self._sequence: Sequence | None = None
-        self._indexed = 0
         # n-gram -> position after its latest occurrence that has a continuation
         self._index: dict[tuple[int, ...], int] = {}
+        # per indexed position, the entries that it replaced
+        self._journal: list[list[tuple[tuple[int, ...], int | None]]] = []
 
-    def propose(self, sequence: Sequence, limit: int) -> Proposal:
+    def begin(self, sequence: Sequence, reuse: bool) -> None:
+        """See `Proposer.begin`."""
+        self._index, self._journal = {}, []
+        self._read(sequence.tokens)
+
+    def propose(self, sequence: Sequence, limit: int) -> Iterator[Draft]:
         """At most `limit` tokens; none where nothing matches."""
-        self.settle(sequence)
         tokens = sequence.tokens
+        self._read(tokens)
         for size in self._sizes:
             if size < len(tokens) and (end := self._index.get(tuple(tokens[-size:]))) is not None:
-                return Proposal(_continue(tokens, end, limit))
-        return Proposal([])
+                period = len(tokens) - end  # past the end of the text the match repeats itself
+                copied = [tokens[end + i % period] for i in range(limit)]
+                return (Draft(token, min(size + i, LONGEST_GRADE)) for i, token in enumerate(copied))
+        return iter(())
 
-    def settle(self, sequence: Sequence) -> None:
-        """Index what was added to the sequence since the last call."""
-        if sequence is not self._sequence:
-            self._sequence, self._indexed, self._index = sequence, 1, {}
-        tokens = sequence.tokens
-        # an n-gram is indexed once the token after it is known, so the end of the text does not match itself
-        for end in range(self._indexed, len(tokens)):
+    def rewind(self, length: int) -> None:
+        """See `Proposer.rewind`."""
+        # the n-gram that ends at position p is indexed once the token at p is known
+        while len(self._journal) >= length > 0:
+            for ngram, before in reversed(self._journal.pop()):
+                if before is None:
+                    del self._index[ngram]
+                else:
+                    self._index[ngram] = before
+
+    def end(self, sequence: Sequence) -> None:
+        """Nothing is kept for other sequences."""
+
+    def _read(self, tokens: list[int]) -> None:
+        """Index what was added to the text."""
+        for end in range(len(self._journal) + 1, len(tokens)):
+            replaced = []
             for size in self._sizes:
                 if size <= end:
-                    self._index[tuple(tokens[end - size : end])] = end
-        self._indexed = max(self._indexed, len(tokens))
-
-
-def _continue(tokens: list[int], end: int, limit: int) -> list[int]:
-    """`limit` tokens from `end` on; past the end of the text the match repeats itself."""
-    period = len(tokens) - end
-    return [tokens[end + i % period] for i in range(limit)]
+                    ngram = tuple(tokens[end - size : end])
+                    replaced.append((ngram, self._index.get(ngram)))
+                    self._index[ngram] = end
+            self._journal.append(replaced)

@@ -1,0 +1,68 @@
+"""Options that quasar-generate and quasar-bench share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from quasar.engines.errors import UsageError
+from quasar.runtime.generate import DraftLength
+from quasar.runtime.sampler import ACCEPTANCES
+from quasar.runtime.sampling import SamplingParams
+
+SAMPLING = {
+    "temperature": (float, "T", "0 is greedy"),
+    "top_k": (int, "K", "sample from the K most likely tokens; 0 for all"),
+    "top_p": (float, "P", "sample from the likeliest tokens that hold this probability together"),
+    "min_p": (float, "P", "sample from tokens with this share of the likeliest one's probability"),
+    "repetition_penalty": (float, "R", "divides the logits of tokens that were there; 1 is none"),
+    "presence_penalty": (float, "R", "taken off the logits of tokens of the answer"),
+    "frequency_penalty": (float, "R", "the same, once per occurrence"),
+    "seed": (int, "S", "of the random numbers (default: others each time)"),
+}
+"""Fields of SamplingParams that are options: type, metavar, help."""
+
+
+def add_sampling_options(p: argparse.ArgumentParser) -> None:
+    """Options for `sampling_params`."""
+    for name, (kind, metavar, text) in SAMPLING.items():
+        default = getattr(SamplingParams(), name)
+        shown = text if default is None else f"{text} (default: {default:g})"
+        p.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, metavar=metavar, help=shown)
+    p.add_argument("--ignore-eos", action="store_true", help="go on past the model's end tokens")
+
+
+def sampling_params(args: argparse.Namespace, **others: Any) -> SamplingParams:
+    """What the options say, and `others`."""
+    return SamplingParams(**{name: getattr(args, name) for name in SAMPLING}, ignore_eos=args.ignore_eos, **others)
+
+
+def add_loading_options(p: argparse.ArgumentParser) -> None:
+    """Options for `loading_options`."""
+    p.add_argument(
+        *("--draft-length",), metavar="K[,K...]",
+        help="tokens proposed a round, to every verifier or to each from left to right (default: as many as pay)",
+    )  # fmt: skip
+    p.add_argument(
+        *("--acceptance",), choices=ACCEPTANCES, default="matching",
+        help="of sampled tokens: matching gives the same answer for every chain that ends in the same engine; rejection "
+        "accepts a little more of an engine's draft (default: matching)",
+    )  # fmt: skip
+    p.add_argument(
+        *("--batch-invariant",), action="store_true",
+        help="the same tokens whatever the draft length, also at near-ties; slower single-row steps",
+    )  # fmt: skip
+    p.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt (default: cpu)")
+    p.add_argument("--threads", type=int, default=0, metavar="N", help="threads of one operator (default: one per core)")
+    p.add_argument("--verify", action="store_true", help="check the hash of every file first")
+
+
+def parse_draft_length(text: str | None) -> DraftLength:
+    """`5` or `5,16`."""
+    if text is None:
+        return None
+    try:
+        lengths = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--draft-length {text}: give a number, or numbers with commas between them") from None
+    return lengths[0] if len(lengths) == 1 else lengths

@@ -1,0 +1,156 @@
+"""The round: an engine checks what was proposed to it, and keeps a prefix."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import numpy as np
+
+from quasar.engines.engine import Float32
+from quasar.runtime.acceptance import Probabilities, accept_matching, accept_rejection
+from quasar.runtime.draft.proposer import Draft, Proposer
+from quasar.runtime.drafting import Drafter
+from quasar.runtime.pacing import StepCosts
+from quasar.runtime.sequence import Sequence
+from quasar.runtime.slot import Slot
+from quasar.runtime.statistics import LevelStatistics
+
+# an engine's probabilities of its own choices, between which drafts get another grade
+CONFIDENCES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one pass gave.
+
+    Attributes:
+        tokens: those that follow the sequence: what was accepted of the draft, and one more.
+        logits: float32 [n, V], what each of them was chosen from; valid until the engine's next pass.
+        distributions: p of each, where the acceptance rule needs it.
+    """
+
+    tokens: list[int]
+    logits: Float32
+    distributions: list[Probabilities] | None = None
+
+
+class Verifier:
+    """An engine, and what proposes to it. It is itself a proposer: what it accepts, it proposes to the next.
+
+    Args:
+        slot: of the engine, whose choices the tokens are, whatever is proposed.
+        proposers: the first that proposes anything is followed; none for plain decoding.
+        draft_length: tokens proposed a round; None for as many as pay.
+    """
+
+    weightless = False
+
+    def __init__(self, slot: Slot, proposers: Many[Proposer], draft_length: int | None) -> None:
+        self.slot = slot
+        self.name = slot.engine.spec.name
+        self._costs = StepCosts()
+        self._drafters = [Drafter(proposer, self._costs, draft_length) for proposer in proposers]
+        self.statistics = LevelStatistics(self.name)
+
+    def levels(self) -> list[Verifier]:
+        """The verifiers of the chain, this one last."""
+        inner = [drafter.proposer for drafter in self._drafters]
+        return [level for proposer in inner if isinstance(proposer, Verifier) for level in proposer.levels()] + [self]
+
+    def prefill(self, sequence: Sequence, reuse: bool) -> tuple[Round, int]:
+        """Read the prompt: (the first new token, prompt tokens that were in the cache already).
+
+        Args:
+            reuse: keep what the caches share with the prompt.
+        """
+        # the last token is fed in any case: its logits are wanted
+        shared = self._begin(sequence, reuse, sequence.tokens[:-1])
+        return self._judge(sequence, [], self.slot.logits(sequence.tokens, 1))[0], shared
+
+    def begin(self, sequence: Sequence, reuse: bool) -> None:
+        """See `Proposer.begin`."""
+        shared = self._begin(sequence, reuse, sequence.tokens)
+        if not self.slot.follows and shared < len(sequence.tokens):
+            self.slot.logits(sequence.tokens, 1)
+
+    def _begin(self, sequence: Sequence, reuse: bool, prompt: list[int]) -> int:
+        self.statistics = LevelStatistics(self.name)
+        for drafter in self._drafters:
+            drafter.begin(sequence, reuse)
+        return self.slot.keep(prompt if reuse else [])
+
+    def round(self, sequence: Sequence, limit: int) -> Round:
+        """One verification pass: between 1 and `limit` tokens."""
+        length = len(sequence.tokens)
+        spec, pending = self.slot.engine.spec, self.slot.pending(length)
+        # the following token is not fed, so the cache may be full of the draft
+        draft = self._draft(sequence, min(limit - 1, spec.max_length - length, spec.max_rows - pending), pending)
+        begin = time.perf_counter()
+        tokens = [drafted.token for drafted in draft]
+        logits = self.slot.logits(sequence.tokens + tokens, len(draft) + 1)
+        result, accepted = self._judge(sequence, draft, logits)
+        seconds = time.perf_counter() - begin
+        self._costs.observe(pending + len(draft), seconds)
+        self.statistics.count_round(len(draft), accepted, pending + len(draft), seconds)
+        self.rewind(length + accepted)
+        return result
+
+    def propose(self, sequence: Sequence, limit: int) -> Iterator[Draft]:
+        """See `Proposer.propose`."""
+        made = 0
+        while made < limit:
+            done = self.round(sequence, limit - made)
+            drafts = [
+                Draft(token, _confidence(done.logits[i], token), done.distributions[i] if done.distributions else None)
+                for i, token in enumerate(done.tokens)
+            ]
+            sequence.tokens.extend(done.tokens)
+            made += len(drafts)
+            yield from drafts
+
+    def rewind(self, length: int) -> None:
+        """See `Proposer.rewind`."""
+        self.slot.truncate(length)
+        for drafter in self._drafters:
+            drafter.rewind(length)
+
+    def end(self, sequence: Sequence) -> None:
+        """See `Proposer.end`."""
+        for drafter in self._drafters:
+            drafter.proposer.end(sequence)
+
+    def _draft(self, sequence: Sequence, room: int, pending: int) -> list[Draft]:
+        if room > 0:
+            for drafter in self._drafters:
+                if draft := drafter.draft(sequence, room, pending):
+                    return draft
+        return []
+
+    def _judge(self, sequence: Sequence, draft: list[Draft], logits: Float32) -> tuple[Round, int]:
+        """(the round, draft tokens accepted)"""
+        sampler, tokens = sequence.sampler, [drafted.token for drafted in draft]
+        context = sequence.tokens + tokens
+        length = len(sequence.tokens)
+        kept: list[Probabilities] = []
+
+        def distributions() -> Iterator[Probabilities]:
+            for i, row in enumerate(logits):
+                kept.append(sampler.distribution(row, context[: length + i]))
+                yield kept[-1]
+
+        if sampler.rejects:
+            drafted = [d.distribution for d in draft]
+            accepted, following = accept_rejection(distributions(), tokens, drafted, sampler.uniform)
+        else:
+            choices = (sampler.choose(row, context[: length + i]) for i, row in enumerate(logits))
+            accepted, following = accept_matching(choices, tokens)
+        return Round([*tokens[:accepted], following], logits[: accepted + 1], kept or None), accepted
+
+
+def _confidence(logits: Float32, token: int) -> int:
+    """Grade of a token by its probability."""
+    return bisect(CONFIDENCES, float(np.exp(logits[token] - logits.max()) / np.exp(logits - logits.max()).sum()))
