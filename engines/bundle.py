@@ -41,6 +41,8 @@ class EngineEntry:
     Attributes:
         graph: path of the graph or plan; `files` are all that it needs, itself included.
         attention: `fused` or `portable`.
+        model: id of the model whose weights it has; a draft's may be another one than the bundle's.
+        layers: which of that model's layers it has, in order.
         float_linears: linears that were left in float.
         gate: how far the engine is from the float model (see `quasar.exporter.gate`).
     """
@@ -57,6 +59,8 @@ class EngineEntry:
     num_hidden_layers: int
     num_key_value_heads: int
     head_dim: int
+    model: str
+    layers: tuple[int, ...]
     float_linears: tuple[str, ...]
     gate: Mapping[str, Any]
 
@@ -126,9 +130,18 @@ def _parse_engine(name: str, value: Any, where: str) -> EngineEntry:
         num_hidden_layers=r.bounded("num_hidden_layers", MAX_LAYERS),
         num_key_value_heads=r.bounded("num_key_value_heads", MAX_HEADS),
         head_dim=r.bounded("head_dim", MAX_HEAD_DIM),
+        model=r.get("model", str),
+        layers=_parse_layers(r),
         float_linears=r.strings("float_linears"),
         gate=r.get("gate", dict),
     )
+
+
+def _parse_layers(r: _Reader) -> tuple[int, ...]:
+    layers, count = r.integers("layers"), r.bounded("num_hidden_layers", MAX_LAYERS)
+    if len(layers) != count or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < MAX_LAYERS:
+        raise BundleError(f"{r.where}: layers are {list(layers)[:8]}, not {count} layers in order; export the bundle again")
+    return layers
 
 
 def parse_manifest(text: str, where: str) -> Manifest:

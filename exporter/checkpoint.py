@@ -79,17 +79,18 @@ class Checkpoint:
         return tensor
 
 
-def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(model: str, revision: str | None = None, asked: str | None = None) -> Checkpoint:
     """Find a model, read its configuration, and check that every tensor is there with the right shape.
 
     Args:
         model: a folder, an alias, a Hugging Face id, or `demo`.
         revision: branch, tag or commit of a Hugging Face model.
+        asked: how the model was asked for, for errors; None for `--model`.
 
     Raises:
         UsageError: it is not there, not supported, or not whole.
     """
-    path = _locate(model, revision)
+    path = _locate(model, revision, asked or f"--model {model}")
     config, family = _read_config(path)
     architecture = Architecture.from_config(config, family)
     shards = _find_shards(path)
@@ -97,30 +98,30 @@ def open_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     return Checkpoint(path, model if model == DEMO else _model_id(model, path), revision, config, architecture, shards)
 
 
-def _locate(model: str, revision: str | None) -> Path:
+def _locate(model: str, revision: str | None, asked: str) -> Path:
     if model == DEMO:
         return Path(str(resources.files("quasar.exporter") / "demo"))
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise UsageError(f"--model {model}: no such folder; give a checkpoint folder, a Hugging Face id or an alias")
+        raise UsageError(f"{asked}: no such folder; give a checkpoint folder, a Hugging Face id or an alias")
     if model not in ALIASES and "/" not in model:
         raise UsageError(
-            f"--model {model}: neither a folder nor a known alias ({', '.join([DEMO, *ALIASES])}); "
+            f"{asked}: neither a folder nor a known alias ({', '.join([DEMO, *ALIASES])}); "
             "a Hugging Face id has the form owner/name"
         )
-    return _download(ALIASES.get(model, model), revision)
+    return _download(ALIASES.get(model, model), revision, asked)
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
+def _download(repo_id: str, revision: str | None, asked: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:  # every kind of network, permission and cache failure
         raise UsageError(
-            f"--model {repo_id}: cannot be downloaded ({first_line(error)}); check the name and the connection, "
+            f"{asked}: {repo_id} cannot be downloaded ({first_line(error)}); check the name and the connection, "
             "log in with `hf auth login` if it is gated, or give a local folder"
         ) from None
 

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from quasar.engines.command import EXIT_CODES, run_command
 from quasar.engines.errors import UsageError
+from quasar.exporter.draft import FORMS, INT4, Draft, parse_drafts
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: --help and wrong options need not wait for them
-    from quasar.exporter.export import ExportOptions, ExportResult
+    from quasar.exporter.export import ExportResult
+    from quasar.exporter.options import ExportOptions
 
-DRAFTS = ("int4", "none")
+WEAK_DRAFT = 0.3
+"""Top-1 agreement below which a draft is hardly ever worth its time."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +34,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", required=True, help="folder, Hugging Face id, alias such as qwen3 or qwen3:8b, or demo")
     p.add_argument("--int8", action="store_true", help="a W8A8 verifier: the same as --engines int8 --draft int4")
     p.add_argument("--engines", metavar="LIST", help="exactly these, comma separated: float, int8, int4")
-    p.add_argument("--draft", choices=DRAFTS, help="engine to add for drafting (with --int8: int4, else none)")
+    p.add_argument(
+        *("--draft",), metavar="LIST",
+        help=f"engines to add for drafting, comma separated: {FORMS} (with --int8: int4, else none)",
+    )  # fmt: skip
     p.add_argument("--output", type=Path, metavar="DIR", help="the bundle (default: MODEL-ENGINES here)")
     p.add_argument("--calibration", type=Path, metavar="FILE", help=".jsonl or .txt (default: a built-in set)")
     p.add_argument("--num-samples", type=int, default=32, metavar="N", help="sequences to calibrate on (default: 32)")
@@ -52,8 +58,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _options(args: argparse.Namespace) -> ExportOptions:
-    engines, alphas = _engines(args), _alphas(args.alpha)
-    from quasar.exporter.export import ExportOptions
+    (engines, drafts), alphas = _engines(args), _alphas(args.alpha)
+    from quasar.exporter.options import ExportOptions
 
     named = "-".join(name for name in engines if name != "int4" or engines == ("int4",))
     model = Path(args.model).expanduser()
@@ -63,6 +69,7 @@ def _options(args: argparse.Namespace) -> ExportOptions:
         model=args.model,
         output=output,
         engines=engines,
+        drafts=drafts,
         calibration=args.calibration,
         samples=args.num_samples,
         sample_length=args.sample_length,
@@ -76,16 +83,18 @@ def _options(args: argparse.Namespace) -> ExportOptions:
     )
 
 
-def _engines(args: argparse.Namespace) -> tuple[str, ...]:
+def _engines(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Draft, ...]]:
+    """(engines, drafts beside them)"""
     if args.engines is None and not args.int8:
         raise UsageError("say what to export: --int8, or --engines with a list of float, int8, int4")
     engines = [name.strip() for name in args.engines.split(",")] if args.engines is not None else ["int8"]
     if args.int8 and "int8" not in engines:
         engines.append("int8")
-    draft = args.draft or ("int4" if args.engines is None else "none")
-    if draft != "none" and draft not in engines:
-        engines.append(draft)
-    return tuple(engines)
+    default = INT4 if args.engines is None else "none"
+    with_int4, drafts = parse_drafts(default if args.draft is None else args.draft)
+    if with_int4 and INT4 not in engines:
+        engines.append(INT4)
+    return tuple(engines), drafts
 
 
 def _alphas(text: str) -> dict[str, tuple[float, ...]]:
@@ -122,6 +131,11 @@ def _print(result: ExportResult, seconds: float) -> None:
     for name, missed in result.missed.items():
         if missed:
             print(f"  warning: {name} fails the gate ({', '.join(missed)}); written because of --force", file=sys.stderr)
+    for name, engine in manifest.engines.items():
+        agreement = engine.gate["top1_agreement"]
+        if name not in manifest.thresholds and agreement < WEAK_DRAFT:
+            few = f"{name} agrees with the model on {agreement:.0%} of the tokens"
+            print(f"  warning: {few}; most of what it drafts will be rejected", file=sys.stderr)
     print(f'try: quasar-generate {shlex.quote(str(result.output))} "..."')
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,80 +15,20 @@ import torch
 from quasar.calibration.calibrate import Calibration, Recipe, calibrate
 from quasar.calibration.observe import FloatModel
 from quasar.calibration.prompts import PromptSet, load_prompts
-from quasar.calibration.smoothquant import ALPHA_GRID, Smoothed
-from quasar.calibration.source import TensorSource
+from quasar.calibration.pruning import Pruning, prune, rounds
 from quasar.engines.bundle import TOKENIZER, EngineEntry, Manifest, atomic_bundle, check_output, list_files, write_manifest
 from quasar.engines.errors import UsageError
 from quasar.engines.onnxruntime import OnnxEngine
+from quasar.exporter.blueprint import Blueprint, float_engine, int4_engine, int8_engine, model_engine
 from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
+from quasar.exporter.draft import ModelDraft, PrunedDraft
+from quasar.exporter.draft_model import check_draft, open_draft
 from quasar.exporter.gate import THRESHOLDS, Figures, compare, judge
-from quasar.exporter.graph.attention import can_fuse
-from quasar.exporter.graph.builder import GraphBuilder, WeightFile
-from quasar.exporter.graph.decoder import AttentionForm, Decoder
-from quasar.exporter.graph.linear import BlockLinear, FloatLinear, Linear, W8A8Linear
+from quasar.exporter.options import ExportOptions, Progress
 from quasar.exporter.tokenizer import copy_tokenizer, encode_messages, open_tokenizer, stop_token_ids_of
+from quasar.exporter.writer import write_engines
 
-ENGINES = ("float", "int8", "int4")
-PRECISIONS = {
-    "float": "float32",
-    "int8": "w8a8",  # int8 weights per output channel, static int8 activations
-    "int4": "w4a8",  # 4-bit weights in blocks, int8 activations per block at run time
-}
 PACKAGES = ("quasar-toolchain", "onnxruntime", "onnx-ir", "torch", "transformers", "tokenizers")
-
-SHORTEST_CONTEXT = 8
-
-Progress = Callable[[str, int], Any]
-"""Called with a step's name and its number of parts; gives a context manager whose value has `update(1)`."""
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What to export.
-
-    Attributes:
-        model: folder, Hugging Face id, alias, or `demo`.
-        output: the bundle's directory.
-        engines: any of `float`, `int8`, `int4`.
-        calibration: text to calibrate on and to gate with; None for the built-in set.
-        alphas: see `Recipe.alphas`.
-        max_length: positions of the KV cache; None for 4096, or less where the model has less.
-        max_batch: slots in one pass; more than one takes the portable form of attention.
-        float_lm_head: leave lm_head in float in the int8 engine.
-        force: write the bundle even when the gate fails.
-    """
-
-    model: str
-    output: Path
-    engines: tuple[str, ...] = ("int8", "int4")
-    calibration: Path | None = None
-    samples: int = 32
-    sample_length: int = 256
-    alphas: tuple[float, ...] = ALPHA_GRID
-    float_budget: float = 0.05
-    max_length: int | None = None
-    max_batch: int = 1
-    float_lm_head: bool = False
-    revision: str | None = None
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.engines if name not in ENGINES]
-        if unknown or not self.engines or len(set(self.engines)) != len(self.engines):
-            raise UsageError(f"engines {','.join(self.engines)!r}: name each of {', '.join(ENGINES)} at most once")
-        for field, option, least in (
-            ("samples", "--num-samples", 2),
-            ("sample_length", "--sample-length", 8),
-            ("max_batch", "--max-batch", 1),
-        ):
-            if getattr(self, field) < least:
-                raise UsageError(f"{field} is {getattr(self, field)}; at least {least} is needed ({option})")
-        if self.max_length is not None and self.max_length < SHORTEST_CONTEXT:
-            raise UsageError(f"max_length is {self.max_length}; at least {SHORTEST_CONTEXT} is needed (--max-length)")
-        if not 0 <= self.float_budget <= 1:
-            raise UsageError(f"float_budget is {self.float_budget}; it is a share of the weights, 0 to 1 (--float-budget)")
-        if not all(0 <= alpha <= 1 for alpha in self.alphas):
-            raise UsageError(f"alpha {', '.join(map(str, self.alphas))} must lie in 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -109,12 +48,16 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
         GateError: an engine is too far from the float model.
     """
     check_output(options.output)
+    drafts = _open_drafts(options)
     checkpoint = open_checkpoint(options.model, options.revision)
     max_length = _max_length(options, checkpoint)
+    removed = _layers_to_remove(options, checkpoint)
     with atomic_bundle(options.output) as root:
         copy_tokenizer(checkpoint.path, root / TOKENIZER)
         tokenizer = open_tokenizer(checkpoint, root / TOKENIZER)
         stop_token_ids = stop_token_ids_of(checkpoint, tokenizer)
+        for draft, opened in drafts.items():
+            check_draft(draft, opened, tokenizer, max_length)
         prompts = load_prompts(
             options.calibration,
             tokenizer.encode,
@@ -123,8 +66,9 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             min(options.sample_length, max_length),
         )
         calibration = _calibrate(options, checkpoint, prompts, progress) if "int8" in options.engines else None
-        writer = _Writer(options, checkpoint, calibration, root, max_length)
-        entries = writer.write(progress)
+        pruning = _prune(checkpoint, prompts, removed, progress) if removed else None
+        blueprints = list(_blueprints(options, checkpoint, calibration, pruning, drafts))
+        entries = write_engines(root, blueprints, max_length, options.max_batch, progress)
         figures = _gate(checkpoint, entries, root, prompts, progress)
         missed = judge(figures, options.force)
         manifest = Manifest(
@@ -134,7 +78,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             tokenizer=tuple(sorted(f"{TOKENIZER}/{path.name}" for path in (root / TOKENIZER).iterdir())),
             stop_token_ids=stop_token_ids,
             default_chain=_default_chain(options.engines),
-            calibration=_summary(prompts, calibration),
+            calibration=_summary(prompts, calibration, pruning),
             thresholds={name: dataclasses.asdict(THRESHOLDS[name]) for name in options.engines},
             versions=_versions(),
         )
@@ -142,86 +86,33 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
     return ExportResult(options.output, manifest, missed)
 
 
-class _Writer:
-    """Writes the graph and the weights of each engine into the bundle."""
+def _open_drafts(options: ExportOptions) -> dict[ModelDraft, Checkpoint]:
+    return {draft: open_draft(draft) for draft in options.drafts if isinstance(draft, ModelDraft)}
 
-    def __init__(
-        self,
-        options: ExportOptions,
-        checkpoint: Checkpoint,
-        calibration: Calibration | None,
-        root: Path,
-        max_length: int,
-    ) -> None:
-        self._options = options
-        self._checkpoint = checkpoint
-        self._calibration = calibration
-        self._root = root
-        self._max_length = max_length
-        fused = can_fuse(checkpoint.architecture, options.max_batch)
-        self._attention: AttentionForm = "fused" if fused else "portable"
 
-    def write(self, progress: Progress) -> list[EngineEntry]:
-        with _embedding_file(self._root, self._options.engines) as embedding:
-            return [self._write_engine(name, embedding, progress) for name in self._options.engines]
-
-    def _write_engine(self, name: str, embedding: WeightFile | None, progress: Progress) -> EngineEntry:
-        a = self._checkpoint.architecture
-        linear, lm_head, source = self._precision(name)
-        decoder = Decoder(
-            architecture=a,
-            linear=linear,
-            lm_head=lm_head,
-            attention=self._attention,
-            max_length=self._max_length,
-            max_batch=self._options.max_batch,
-            half_embedding=name != "float",
-        )
-        graph, weights = f"{name}.onnx", f"{name}.bin"
-        with WeightFile(self._root / weights) as file, progress(f"write {name}", a.num_hidden_layers) as bar:
-            builder = GraphBuilder(file, embedding)
-            decoder.write(builder, source, lambda: bar.update(1))
-        builder.save(self._root / graph, name, PRECISIONS[name])
-        shared = [embedding.path.name] if embedding and name != "float" else []
-        kept_float = tuple(linear.keep_float) if isinstance(linear, W8A8Linear) else ()
-        return EngineEntry(
-            name=name,
-            backend="onnxruntime",
-            precision=PRECISIONS[name],
-            attention=self._attention,
-            graph=graph,
-            files=(graph, weights, *shared),
-            vocab_size=a.vocab_size,
-            max_length=self._max_length,
-            max_batch=self._options.max_batch,
-            num_hidden_layers=a.num_hidden_layers,
-            num_key_value_heads=a.num_key_value_heads,
-            head_dim=a.head_dim,
-            float_linears=tuple(sorted(kept_float)) + (("lm_head",) if isinstance(lm_head, FloatLinear) else ()),
-            gate={},
-        )
-
-    def _precision(self, name: str) -> tuple[Linear, Linear, TensorSource]:
-        """(how layers store their linears, how lm_head is stored, where the weights come from)"""
+def _blueprints(
+    options: ExportOptions,
+    checkpoint: Checkpoint,
+    calibration: Calibration | None,
+    pruning: Pruning | None,
+    drafts: Mapping[ModelDraft, Checkpoint],
+) -> Iterator[Blueprint]:
+    """What every engine is made of, in the order of the manifest."""
+    for name in options.engines:
         if name == "float":
-            return FloatLinear(), FloatLinear(), self._checkpoint
-        if name == "int4":
-            return BlockLinear(), BlockLinear(), self._checkpoint
-        a, calibration = self._checkpoint.architecture, self._calibration
-        assert calibration is not None  # int8 is always calibrated
-        w8a8 = W8A8Linear(calibration.input_scales, frozenset(calibration.float_linears))
-        source = Smoothed(self._checkpoint, calibration.smoothing, a.query_groups, a.head_dim)
-        return w8a8, FloatLinear() if self._options.float_lm_head else w8a8, source
-
-
-@contextmanager
-def _embedding_file(root: Path, engines: Sequence[str]) -> Iterator[WeightFile | None]:
-    """One file of float16 embedding rows for all quantized engines."""
-    if set(engines) == {"float"}:
-        yield None
-        return
-    with WeightFile(root / "embedding.bin") as file:
-        yield file
+            yield float_engine(checkpoint)
+        elif name == "int4":
+            yield int4_engine(checkpoint)
+        else:
+            assert calibration is not None  # int8 is always calibrated
+            yield int8_engine(checkpoint, calibration, options.float_lm_head)
+    a = checkpoint.architecture
+    for draft in options.drafts:
+        if isinstance(draft, ModelDraft):
+            yield model_engine(drafts[draft], draft.name, a.vocab_size)
+        else:
+            assert pruning is not None  # measured for any pruned draft
+            yield int4_engine(checkpoint, draft.name, pruning.keep(draft.count(a.num_hidden_layers)))
 
 
 def _calibrate(options: ExportOptions, checkpoint: Checkpoint, prompts: PromptSet, progress: Progress) -> Calibration:
@@ -235,6 +126,19 @@ def _calibrate(options: ExportOptions, checkpoint: Checkpoint, prompts: PromptSe
     with progress("calibrate", a.num_hidden_layers + 1) as bar, torch.inference_mode():
         model = FloatModel(checkpoint.config, checkpoint, a.sliding_windows)
         return calibrate(model, checkpoint, prompts.calibration, recipe, lambda: bar.update(1))
+
+
+def _layers_to_remove(options: ExportOptions, checkpoint: Checkpoint) -> int:
+    """How many layers the smallest pruned draft does without."""
+    layers = checkpoint.architecture.num_hidden_layers
+    return max((layers - draft.count(layers) for draft in options.drafts if isinstance(draft, PrunedDraft)), default=0)
+
+
+def _prune(checkpoint: Checkpoint, prompts: PromptSet, removed: int, progress: Progress) -> Pruning:
+    a = checkpoint.architecture
+    with progress("measure layers", a.num_hidden_layers * rounds(removed)) as bar, torch.inference_mode():
+        model = FloatModel(checkpoint.config, checkpoint, a.sliding_windows)
+        return prune(model, checkpoint, prompts.calibration, removed, lambda: bar.update(1))
 
 
 def _gate(
@@ -272,7 +176,7 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"id": checkpoint.model_id, "revision": checkpoint.revision, "architecture": architecture}
 
 
-def _summary(prompts: PromptSet, calibration: Calibration | None) -> dict[str, Any]:
+def _summary(prompts: PromptSet, calibration: Calibration | None, pruning: Pruning | None) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "prompts": prompts.name,
         "prompts_sha256": prompts.sha256,
@@ -285,6 +189,8 @@ def _summary(prompts: PromptSet, calibration: Calibration | None) -> dict[str, A
         summary["alpha"] = dict(calibration.alpha)
         summary["worst_damage"] = {name: calibration.damage[name] for name in worst}
         summary["float_linears"] = list(calibration.float_linears)
+    if pruning is not None:
+        summary["layer_damage"] = list(pruning.damage)
     return summary
 
 

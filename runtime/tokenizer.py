@@ -56,6 +56,12 @@ class Tokenizer:
         return found
 
     @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token with its id, added ones included."""
+        found: dict[str, int] = self._file.get_vocab(with_added_tokens=True)
+        return found
+
+    @property
     def eos_token(self) -> str | None:
         """The end token that the tokenizer's configuration names."""
         return _token_text(self._config.get("eos_token"))

@@ -95,18 +95,21 @@ def write_engine(
     source: TensorSource | None = None,
     max_length: int = 64,
     max_batch: int = 1,
+    layers: tuple[int, ...] | None = None,
 ) -> OnnxEngine:
     """Write one engine of a checkpoint and load it."""
     a = checkpoint.architecture
     linear = linear or FloatLinear()
     with WeightFile(folder / "engine.bin") as weights:
         g = GraphBuilder(weights)
-        decoder = Decoder(a, linear, linear, attention, max_length, max_batch, half_embedding=not isinstance(linear, FloatLinear))
+        half = not isinstance(linear, FloatLinear)
+        layers = tuple(range(a.num_hidden_layers)) if layers is None else layers
+        decoder = Decoder(a, linear, linear, attention, max_length, max_batch, half, layers)
         decoder.write(g, source or checkpoint)
     g.save(folder / "engine.onnx", "engine", "")
     entry = EngineEntry(
         *("engine", "onnxruntime", "", attention, "engine.onnx", ("engine.onnx", "engine.bin")),
-        *(a.vocab_size, max_length, max_batch, a.num_hidden_layers, a.num_key_value_heads, a.head_dim, (), {}),
+        *(a.vocab_size, max_length, max_batch, len(layers), a.num_key_value_heads, a.head_dim, "", layers, (), {}),
     )
     return OnnxEngine(folder / "engine.onnx", entry)
 

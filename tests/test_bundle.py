@@ -43,6 +43,8 @@ INT8 = EngineEntry(
     num_hidden_layers=2,
     num_key_value_heads=2,
     head_dim=8,
+    model="demo",
+    layers=(0, 3),
     float_linears=("lm_head",),
     gate={"passed": True, "figures": {"mean_kl": 0.001, "note": None}},
 )
@@ -141,14 +143,15 @@ NAMES = st.text("abc/", min_size=1, max_size=6)
 FIGURES = st.dictionaries(NAMES, st.one_of(st.none(), st.booleans(), st.floats(-1e9, 1e9), NAMES), max_size=3)
 ENGINES = st.builds(
     EngineEntry,
-    **dict.fromkeys(("name", "backend", "precision", "attention", "graph"), NAMES),
+    **dict.fromkeys(("name", "backend", "precision", "attention", "graph", "model"), NAMES),
     **dict.fromkeys(("files", "float_linears"), st.lists(NAMES, max_size=3).map(tuple)),
     **dict.fromkeys(
         ("vocab_size", "max_length", "max_batch", "num_hidden_layers", "num_key_value_heads", "head_dim"),
         st.integers(1, 1024),
     ),
+    layers=st.sets(st.integers(0, 1023), min_size=1, max_size=9).map(lambda layers: tuple(sorted(layers))),
     gate=FIGURES,
-)
+).map(lambda engine: dataclasses.replace(engine, num_hidden_layers=len(engine.layers)))
 MANIFESTS = st.builds(
     Manifest,
     model=FIGURES,
@@ -284,6 +287,12 @@ def test_another_format_version_is_refused_by_its_number(bundle: Path, version: 
 def test_an_absurd_shape_is_refused_by_its_field(field: str, value: Any) -> None:
     with pytest.raises(BundleError, match=f"engine int8.*{field}"):
         parse_manifest(json.dumps(mutated(("engines", "int8", field), value)), "here")
+
+
+@pytest.mark.parametrize("layers", [[], [0], [0, 1, 2], [3, 0], [0, 0], [-1, 3], [0, 1 << 40], [0, "3"], [0, True], "03", None])
+def test_layers_that_cannot_be_are_refused(layers: Any) -> None:
+    with pytest.raises(BundleError, match="engine int8: layers"):
+        parse_manifest(json.dumps(mutated(("engines", "int8", "layers"), layers)), "here")
 
 
 @pytest.mark.parametrize(

@@ -83,3 +83,10 @@ def test_a_missed_threshold_is_named_and_force_lets_it_pass(engine: str, field: 
     with pytest.raises(GateError, match=f"{engine}: {field}"):
         judge({engine: bad}, force=False)
     assert judge({engine: bad}, force=True)[engine][0].startswith(field)
+
+
+def test_of_a_draft_nothing_is_asked_but_numbers() -> None:
+    far = Figures(max_abs_logit_difference=30.0, top1_agreement=0.01, mean_kl=9.0, perplexity_ratio=50.0, tokens=100)
+    assert judge({"pruned-50": far, "draft": far}, force=False) == {"pruned-50": [], "draft": []}
+    with pytest.raises(GateError, match="draft computes NaN"):
+        judge({"draft": dataclasses.replace(far, mean_kl=float("inf"))}, force=False)

@@ -30,6 +30,7 @@ class Decoder:
         lm_head: the same for the projection to the vocabulary.
         attention: `fused` (one stream on ONNX Runtime) or `portable` (ragged batches, any runtime).
         half_embedding: store the embedding rows as float16, shared between engines; else as float32 of this engine.
+        layers: the checkpoint's layers to write, in order; None for all. Caches are numbered by their place in it.
     """
 
     architecture: Architecture
@@ -39,6 +40,7 @@ class Decoder:
     max_length: int
     max_batch: int = 1
     half_embedding: bool = True
+    layers: tuple[int, ...] | None = None
 
     def write(self, g: GraphBuilder, source: TensorSource, advance: Callable[[], object] = lambda: None) -> None:
         """Append inputs, nodes, weights and outputs to `g`; `advance` is called once per layer."""
@@ -54,22 +56,23 @@ class Decoder:
             with g.scope("embed_tokens"):
                 hidden = self._embed(g, source, input_ids)
             update = None  # what the last block adds to the residual stream; added inside the next norm
-            for layer in range(a.num_hidden_layers):
-                past = [g.input(f"past.{layer}.{kind}", np.float32, cache_shape) for kind in ("key", "value")]
+            layers = tuple(range(a.num_hidden_layers)) if self.layers is None else self.layers
+            for place, layer in enumerate(layers):
+                past = [g.input(f"past.{place}.{kind}", np.float32, cache_shape) for kind in ("key", "value")]
                 prefix = f"model.layers.{layer}"
                 with g.scope(f"layers.{layer}"):
                     x, hidden = self._norm(g, source, f"{prefix}.input_layernorm", hidden, update)
                     with g.scope("self_attn"):
                         q, k, v = self._project_qkv(g, source, prefix, x)
                         context, *present = attend(layer, q, k, v, past[0], past[1])
-                        if layer == a.num_hidden_layers - 1:  # beyond its keys and values, only wanted rows matter
+                        if layer == layers[-1]:  # beyond its keys and values, only wanted rows matter
                             context, hidden = (self._select(g, value, rows) for value in (context, hidden))
                         update = self._linear(g, source, prefix, "self_attn.o_proj", context)
                     x, hidden = self._norm(g, source, f"{prefix}.post_attention_layernorm", hidden, update)
                     with g.scope("mlp"):
                         update = self._mlp(g, source, prefix, x)
                 for kind, value in zip(("key", "value"), present, strict=True):
-                    g.output(f"present.{layer}.{kind}", value, np.float32, cache_shape)
+                    g.output(f"present.{place}.{kind}", value, np.float32, cache_shape)
                 advance()
             x, _ = self._norm(g, source, "model.norm", hidden, update)
         with g.scope("lm_head"):

@@ -1,0 +1,79 @@
+"""What to export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quasar.calibration.smoothquant import ALPHA_GRID
+from quasar.engines.errors import UsageError
+from quasar.exporter.draft import Draft, ModelDraft
+
+ENGINES = ("float", "int8", "int4")
+SHORTEST_CONTEXT = 8
+
+Progress = Callable[[str, int], Any]
+"""Called with a step's name and its number of parts; gives a context manager whose value has `update(1)`."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export.
+
+    Attributes:
+        model: folder, Hugging Face id, alias, or `demo`.
+        output: the bundle's directory.
+        engines: any of `float`, `int8`, `int4`.
+        drafts: engines to draft with beside them, each with a name of its own.
+        calibration: text to calibrate on and to gate with; None for the built-in set.
+        alphas: see `Recipe.alphas`.
+        max_length: positions of the KV cache; None for 4096, or less where the model has less.
+        max_batch: slots in one pass; more than one takes the portable form of attention.
+        float_lm_head: leave lm_head in float in the int8 engine.
+        force: write the bundle even when the gate fails.
+    """
+
+    model: str
+    output: Path
+    engines: tuple[str, ...] = ("int8", "int4")
+    drafts: tuple[Draft, ...] = ()
+    calibration: Path | None = None
+    samples: int = 32
+    sample_length: int = 256
+    alphas: tuple[float, ...] = ALPHA_GRID
+    float_budget: float = 0.05
+    max_length: int | None = None
+    max_batch: int = 1
+    float_lm_head: bool = False
+    revision: str | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        for field, option, least in (
+            ("samples", "--num-samples", 2),
+            ("sample_length", "--sample-length", 8),
+            ("max_batch", "--max-batch", 1),
+        ):
+            if getattr(self, field) < least:
+                raise UsageError(f"{field} is {getattr(self, field)}; at least {least} is needed ({option})")
+        if self.max_length is not None and self.max_length < SHORTEST_CONTEXT:
+            raise UsageError(f"max_length is {self.max_length}; at least {SHORTEST_CONTEXT} is needed (--max-length)")
+        if not 0 <= self.float_budget <= 1:
+            raise UsageError(f"float_budget is {self.float_budget}; it is a share of the weights, 0 to 1 (--float-budget)")
+        if not all(0 <= alpha <= 1 for alpha in self.alphas):
+            raise UsageError(f"alpha {', '.join(map(str, self.alphas))} must lie in 0 to 1")
+
+    def _check_names(self) -> None:
+        unknown = [name for name in self.engines if name not in ENGINES]
+        if unknown or not self.engines or len(set(self.engines)) != len(self.engines):
+            drafts = any(name.startswith(("pruned", "model:", ModelDraft.name)) for name in unknown)
+            hint = "; part of its layers or another model is for --draft pruned:SHARE or --draft model:MODEL" if drafts else ""
+            raise UsageError(f"engines {','.join(self.engines)!r}: name each of {', '.join(ENGINES)} at most once{hint}")
+        names = [draft.name for draft in self.drafts]
+        if len(set(names)) != len(names):
+            raise UsageError(
+                f"--draft: the engines would be named {', '.join(names)}; give one model at most, and each share once"
+            )

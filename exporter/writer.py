@@ -1,0 +1,73 @@
+"""Engines to files: graphs, weights, and the embedding rows that engines share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from quasar.engines.bundle import EngineEntry
+from quasar.exporter.blueprint import Blueprint
+from quasar.exporter.graph.attention import can_fuse
+from quasar.exporter.graph.builder import GraphBuilder, WeightFile
+from quasar.exporter.graph.decoder import AttentionForm, Decoder
+from quasar.exporter.options import Progress
+
+
+def write_engines(
+    root: Path, blueprints: Sequence[Blueprint], max_length: int, max_batch: int, progress: Progress
+) -> list[EngineEntry]:
+    """Write every engine into the bundle at `root`; their entries have no gate figures yet."""
+    with _embedding_file(root, blueprints) as embedding:
+        return [_write(root, blueprint, embedding, max_length, max_batch, progress) for blueprint in blueprints]
+
+
+@contextmanager
+def _embedding_file(root: Path, blueprints: Sequence[Blueprint]) -> Iterator[WeightFile | None]:
+    """One file of float16 embedding rows for all quantized engines of the model."""
+    if not any(blueprint.shares_embedding for blueprint in blueprints):
+        yield None
+        return
+    with WeightFile(root / "embedding.bin") as file:
+        yield file
+
+
+def _write(
+    root: Path, blueprint: Blueprint, embedding: WeightFile | None, max_length: int, max_batch: int, progress: Progress
+) -> EngineEntry:
+    a, name = blueprint.architecture, blueprint.name
+    attention: AttentionForm = "fused" if can_fuse(a, max_batch) else "portable"
+    decoder = Decoder(
+        architecture=a,
+        linear=blueprint.linear,
+        lm_head=blueprint.lm_head,
+        attention=attention,
+        max_length=max_length,
+        max_batch=max_batch,
+        half_embedding=blueprint.precision != "float32",
+        layers=blueprint.layers,
+    )
+    graph, weights = f"{name}.onnx", f"{name}.bin"
+    shared = embedding if blueprint.shares_embedding else None
+    with WeightFile(root / weights) as file, progress(f"write {name}", len(blueprint.layers)) as bar:
+        builder = GraphBuilder(file, shared)
+        decoder.write(builder, blueprint.source, lambda: bar.update(1))
+    builder.save(root / graph, name, blueprint.precision)
+    return EngineEntry(
+        name=name,
+        backend="onnxruntime",
+        precision=blueprint.precision,
+        attention=attention,
+        graph=graph,
+        files=(graph, weights, *([shared.path.name] if shared else [])),
+        vocab_size=a.vocab_size,
+        max_length=max_length,
+        max_batch=max_batch,
+        num_hidden_layers=len(blueprint.layers),
+        num_key_value_heads=a.num_key_value_heads,
+        head_dim=a.head_dim,
+        model=blueprint.model,
+        layers=blueprint.layers,
+        float_linears=blueprint.float_linears,
+        gate={},
+    )
