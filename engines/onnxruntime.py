@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ MAX_ROWS = 256
 LOG_NOTHING = 4  # what goes wrong is raised
 # precisions whose kernels give a row the same bits in every pass of two or more rows (tested)
 BATCH_INVARIANT = ("float32", "w8a8")
+SWITCHED = "w4a16"
+"""The precision whose graphs take `precise`, bool []: 16-bit activations, or int8 ones."""
 
 
 def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.InferenceSession:
@@ -169,6 +172,16 @@ class OnnxEngine:
 
     def forward(self, tokens: Int64, start: Int64, rows: Int64) -> Float32:
         """See `Engine.forward`."""
+        logits, seconds = self.run(tokens, start, rows)
+        self._seconds += seconds
+        return logits
+
+    def run(self, tokens: Int64, start: Int64, rows: Int64, precise: bool = True) -> tuple[Float32, float]:
+        """(logits as of `forward`, seconds inside ONNX Runtime).
+
+        Args:
+            precise: of an engine whose activations can be chosen, the 16-bit ones.
+        """
         check_call(self._spec, tokens, start, rows)
         if self._batch_invariant and tokens.shape[1] == 1:
             tokens = np.repeat(tokens, 2, axis=1)
@@ -177,6 +190,8 @@ class OnnxEngine:
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens))
         binding.bind_cpu_input("start", start)
         binding.bind_cpu_input("rows", np.ascontiguousarray(rows))
+        if self._spec.precision == SWITCHED:
+            binding.bind_cpu_input("precise", np.array(precise))
         logits = self._logits_buffer((batch, count, self._spec.vocab_size))
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         begin = time.perf_counter()
@@ -184,8 +199,7 @@ class OnnxEngine:
             self._session.run_with_iobinding(binding)
         except Exception as error:
             raise QuasarError(f"engine {self._spec.name}: ONNX Runtime failed: {first_line(error)}") from None
-        self._seconds += time.perf_counter() - begin
-        return logits
+        return logits, time.perf_counter() - begin
 
     def close(self) -> None:
         """Free the session and the cache; the engine cannot be used afterwards."""
@@ -216,6 +230,39 @@ class OnnxEngine:
         return self._logits[:count].reshape(shape)
 
 
+class LowActivations:
+    """The other face of an engine whose activations can be chosen: its int8 ones, with the same weights and the same cache.
+
+    Args:
+        engine: of precision `w4a16`.
+        name: what it is called in chains.
+    """
+
+    def __init__(self, engine: OnnxEngine, name: str) -> None:
+        self._engine = engine
+        self._spec = replace(engine.spec, name=name, precision="w4a8")
+        self._seconds = 0.0
+
+    @property
+    def spec(self) -> EngineSpec:
+        """The engine's limits."""
+        return self._spec
+
+    @property
+    def seconds(self) -> float:
+        """Time spent inside ONNX Runtime with these activations."""
+        return self._seconds
+
+    def forward(self, tokens: Int64, start: Int64, rows: Int64) -> Float32:
+        """See `Engine.forward`."""
+        logits, seconds = self._engine.run(tokens, start, rows, precise=False)
+        self._seconds += seconds
+        return logits
+
+    def close(self) -> None:
+        """The engine is closed by itself."""
+
+
 def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -> None:
     """The graph's own shapes must be those of the manifest, or a pass would read past the buffers."""
     precision = session.get_modelmeta().custom_metadata_map.get("quasar.precision")
@@ -223,6 +270,7 @@ def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -
         raise BundleError(f"{path}: its precision is {precision}, the manifest says {entry.precision}; export the bundle again")
     cache = [entry.num_key_value_heads, entry.max_length, entry.head_dim]
     inputs = {"input_ids": 2, "start": 1, "rows": 2}
+    switch = {"precise"} if entry.precision == SWITCHED else set()
     expected: dict[str, list[int]] = {
         f"{side}.{i}.{kind}": cache
         for side in ("past", "present")
@@ -230,7 +278,7 @@ def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -
         for kind in ("key", "value")
     }
     found = {value.name: value for value in [*session.get_inputs(), *session.get_outputs()]}
-    if set(found) != {*expected, *inputs, "logits"}:
+    if set(found) != {*expected, *inputs, *switch, "logits"}:
         raise BundleError(f"{path}: its inputs and outputs are not those of a {entry.num_hidden_layers}-layer engine")
     for name, shape in expected.items():
         batch = found[name].shape[0]

@@ -10,7 +10,7 @@ from quasar.calibration.source import TensorSource
 from quasar.exporter.architecture import Architecture
 from quasar.exporter.checkpoint import Checkpoint
 from quasar.exporter.draft_model import fit_vocabulary
-from quasar.exporter.graph.linear import BlockLinear, FloatLinear, Linear, W8A8Linear
+from quasar.exporter.graph.linear import BlockLinear, FloatLinear, Linear, SwitchedBlockLinear, W8A8Linear
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,13 @@ class Blueprint:
 
     Attributes:
         precision: `float32`; `w8a8`: int8 weights per output channel, static int8 activations; `w4a8`: 4-bit weights in
-            blocks, int8 activations per block at run time.
+            blocks, int8 activations per block at run time; `w4a16`: the same with activations that the caller chooses.
         linear: how the layers store their linears.
         lm_head: how lm_head is stored.
         source: the weights.
         model: id of the model that they come from.
         layers: which of its layers, in order.
+        weights: name of the file that its weights are in; engines of one name share it.
         shares_embedding: whether its embedding rows are those that all quantized engines of the bundle's model share.
     """
 
@@ -36,6 +37,7 @@ class Blueprint:
     architecture: Architecture
     model: str
     layers: tuple[int, ...]
+    weights: str
     shares_embedding: bool
 
     @property
@@ -49,7 +51,7 @@ def float_engine(checkpoint: Checkpoint) -> Blueprint:
     """The model as it is."""
     a = checkpoint.architecture
     linear = FloatLinear()
-    return Blueprint("float", "float32", linear, linear, checkpoint, a, checkpoint.model_id, _all_layers(a), False)
+    return Blueprint("float", "float32", linear, linear, checkpoint, a, checkpoint.model_id, _all_layers(a), "float", False)
 
 
 def int8_engine(checkpoint: Checkpoint, calibration: Calibration, float_lm_head: bool) -> Blueprint:
@@ -58,7 +60,7 @@ def int8_engine(checkpoint: Checkpoint, calibration: Calibration, float_lm_head:
     linear = W8A8Linear(calibration.input_scales, frozenset(calibration.float_linears))
     source = Smoothed(checkpoint, calibration.smoothing, a.query_groups, a.head_dim)
     lm_head = FloatLinear() if float_lm_head else linear
-    return Blueprint("int8", "w8a8", linear, lm_head, source, a, checkpoint.model_id, _all_layers(a), True)
+    return Blueprint("int8", "w8a8", linear, lm_head, source, a, checkpoint.model_id, _all_layers(a), "int8", True)
 
 
 def int4_engine(checkpoint: Checkpoint, name: str = "int4", layers: tuple[int, ...] | None = None) -> Blueprint:
@@ -66,7 +68,14 @@ def int4_engine(checkpoint: Checkpoint, name: str = "int4", layers: tuple[int, .
     a = checkpoint.architecture
     linear = BlockLinear()
     layers = _all_layers(a) if layers is None else layers
-    return Blueprint(name, "w4a8", linear, linear, checkpoint, a, checkpoint.model_id, layers, True)
+    return Blueprint(name, "w4a8", linear, linear, checkpoint, a, checkpoint.model_id, layers, name, True)
+
+
+def switched_int4_engine(checkpoint: Checkpoint) -> Blueprint:
+    """The weights of the int4 engine, for more precise activations."""
+    a = checkpoint.architecture
+    linear = SwitchedBlockLinear()
+    return Blueprint("int4-a16", "w4a16", linear, linear, checkpoint, a, checkpoint.model_id, _all_layers(a), "int4", True)
 
 
 def model_engine(checkpoint: Checkpoint, name: str, vocab_size: int) -> Blueprint:
@@ -74,7 +83,7 @@ def model_engine(checkpoint: Checkpoint, name: str, vocab_size: int) -> Blueprin
     architecture, source = fit_vocabulary(checkpoint, vocab_size)
     linear = BlockLinear()
     layers = _all_layers(architecture)
-    return Blueprint(name, "w4a8", linear, linear, source, architecture, checkpoint.model_id, layers, False)
+    return Blueprint(name, "w4a8", linear, linear, source, architecture, checkpoint.model_id, layers, name, False)
 
 
 def _all_layers(architecture: Architecture) -> tuple[int, ...]:

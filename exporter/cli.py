@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--model", required=True, help="folder, Hugging Face id, alias such as qwen3 or qwen3:8b, or demo")
     p.add_argument("--int8", action="store_true", help="a W8A8 verifier: the same as --engines int8 --draft int4")
-    p.add_argument("--engines", metavar="LIST", help="exactly these, comma separated: float, int8, int4")
+    p.add_argument("--engines", metavar="LIST", help="exactly these, comma separated: float, int8, int4, int4-a16")
     p.add_argument(
         *("--draft",), metavar="LIST",
         help=f"engines to add for drafting, comma separated: {FORMS} (with --int8: int4, else none)",
@@ -86,7 +86,7 @@ def _options(args: argparse.Namespace) -> ExportOptions:
 def _engines(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Draft, ...]]:
     """(engines, drafts beside them)"""
     if args.engines is None and not args.int8:
-        raise UsageError("say what to export: --int8, or --engines with a list of float, int8, int4")
+        raise UsageError("say what to export: --int8, or --engines with a list of float, int8, int4, int4-a16")
     engines = [name.strip() for name in args.engines.split(",")] if args.engines is not None else ["int8"]
     if args.int8 and "int8" not in engines:
         engines.append("int8")

@@ -19,7 +19,7 @@ from quasar.calibration.pruning import Pruning, prune, rounds
 from quasar.engines.bundle import TOKENIZER, EngineEntry, Manifest, atomic_bundle, check_output, list_files, write_manifest
 from quasar.engines.errors import UsageError
 from quasar.engines.onnxruntime import OnnxEngine
-from quasar.exporter.blueprint import Blueprint, float_engine, int4_engine, int8_engine, model_engine
+from quasar.exporter.blueprint import Blueprint, float_engine, int4_engine, int8_engine, model_engine, switched_int4_engine
 from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.draft import ModelDraft, PrunedDraft
 from quasar.exporter.draft_model import check_draft, open_draft
@@ -103,6 +103,8 @@ def _blueprints(
             yield float_engine(checkpoint)
         elif name == "int4":
             yield int4_engine(checkpoint)
+        elif name == "int4-a16":
+            yield switched_int4_engine(checkpoint)
         else:
             assert calibration is not None  # int8 is always calibrated
             yield int8_engine(checkpoint, calibration, options.float_lm_head)
@@ -167,7 +169,7 @@ def _max_length(options: ExportOptions, checkpoint: Checkpoint) -> int:
 
 def _default_chain(engines: Sequence[str]) -> str:
     """Quasar's chain with the best verifier that is there."""
-    return f"prompt-lookup > {next(name for name in ('int8', 'float', 'int4') if name in engines)}"
+    return f"prompt-lookup > {next(name for name in ('int8', 'float', 'int4-a16', 'int4') if name in engines)}"
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:

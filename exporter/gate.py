@@ -50,6 +50,7 @@ THRESHOLDS: Mapping[str, Thresholds] = {
     "float": Thresholds(max_abs_logit_difference=1e-3),
     "int8": Thresholds(top1_agreement=0.8, mean_kl=0.05, perplexity_ratio=1.05),
     "int4": Thresholds(mean_kl=0.5, perplexity_ratio=1.5),
+    "int4-a16": Thresholds(mean_kl=0.5, perplexity_ratio=1.5),
 }
 
 

@@ -11,7 +11,7 @@ from quasar.calibration.smoothquant import ALPHA_GRID
 from quasar.engines.errors import UsageError
 from quasar.exporter.draft import Draft, ModelDraft
 
-ENGINES = ("float", "int8", "int4")
+ENGINES = ("float", "int8", "int4", "int4-a16")
 SHORTEST_CONTEXT = 8
 
 Progress = Callable[[str, int], Any]
@@ -25,7 +25,7 @@ class ExportOptions:
     Attributes:
         model: folder, Hugging Face id, alias, or `demo`.
         output: the bundle's directory.
-        engines: any of `float`, `int8`, `int4`.
+        engines: any of `ENGINES`.
         drafts: engines to draft with beside them, each with a name of its own.
         calibration: text to calibrate on and to gate with; None for the built-in set.
         alphas: see `Recipe.alphas`.

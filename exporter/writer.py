@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from quasar.engines.bundle import EngineEntry
@@ -13,27 +13,24 @@ from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.decoder import AttentionForm, Decoder
 from quasar.exporter.options import Progress
 
+EMBEDDING = "embedding"
+"""The file of float16 embedding rows of all quantized engines of the model."""
+
 
 def write_engines(
     root: Path, blueprints: Sequence[Blueprint], max_length: int, max_batch: int, progress: Progress
 ) -> list[EngineEntry]:
     """Write every engine into the bundle at `root`; their entries have no gate figures yet."""
-    with _embedding_file(root, blueprints) as embedding:
-        return [_write(root, blueprint, embedding, max_length, max_batch, progress) for blueprint in blueprints]
-
-
-@contextmanager
-def _embedding_file(root: Path, blueprints: Sequence[Blueprint]) -> Iterator[WeightFile | None]:
-    """One file of float16 embedding rows for all quantized engines of the model."""
-    if not any(blueprint.shares_embedding for blueprint in blueprints):
-        yield None
-        return
-    with WeightFile(root / "embedding.bin") as file:
-        yield file
+    files: dict[str, WeightFile] = {}
+    with ExitStack() as stack:
+        for name in (*(b.weights for b in blueprints), *([EMBEDDING] if any(b.shares_embedding for b in blueprints) else [])):
+            if name not in files:
+                files[name] = stack.enter_context(WeightFile(root / f"{name}.bin"))
+        return [_write(root, blueprint, files, max_length, max_batch, progress) for blueprint in blueprints]
 
 
 def _write(
-    root: Path, blueprint: Blueprint, embedding: WeightFile | None, max_length: int, max_batch: int, progress: Progress
+    root: Path, blueprint: Blueprint, files: Mapping[str, WeightFile], max_length: int, max_batch: int, progress: Progress
 ) -> EngineEntry:
     a, name = blueprint.architecture, blueprint.name
     attention: AttentionForm = "fused" if can_fuse(a, max_batch) else "portable"
@@ -47,10 +44,10 @@ def _write(
         half_embedding=blueprint.precision != "float32",
         layers=blueprint.layers,
     )
-    graph, weights = f"{name}.onnx", f"{name}.bin"
-    shared = embedding if blueprint.shares_embedding else None
-    with WeightFile(root / weights) as file, progress(f"write {name}", len(blueprint.layers)) as bar:
-        builder = GraphBuilder(file, shared)
+    graph = f"{name}.onnx"
+    weights, embedding = files[blueprint.weights], files[EMBEDDING] if blueprint.shares_embedding else None
+    with progress(f"write {name}", len(blueprint.layers)) as bar:
+        builder = GraphBuilder(weights, embedding)
         decoder.write(builder, blueprint.source, lambda: bar.update(1))
     builder.save(root / graph, name, blueprint.precision)
     return EngineEntry(
@@ -59,7 +56,7 @@ def _write(
         precision=blueprint.precision,
         attention=attention,
         graph=graph,
-        files=(graph, weights, *([shared.path.name] if shared else [])),
+        files=(graph, weights.path.name, *([embedding.path.name] if embedding else [])),
         vocab_size=a.vocab_size,
         max_length=max_length,
         max_batch=max_batch,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from quasar.engines.bundle import Bundle
-from quasar.engines.engine import Engine
 from quasar.engines.errors import UsageError
 from quasar.runtime.chain import ChainSpec
 from quasar.runtime.slot import Slot
+
+if TYPE_CHECKING:
+    from quasar.engines.onnxruntime import OnnxEngine
 
 
 class EnginePool:
@@ -23,7 +27,7 @@ class EnginePool:
         self._provider = provider
         self._threads = threads
         self._batch_invariant = batch_invariant
-        self._engines: dict[str, Engine] = {}
+        self._loaded: dict[str, OnnxEngine] = {}
         self._slots: dict[str, Slot] = {}
 
     def slots(self, chain: ChainSpec) -> dict[str, Slot]:
@@ -34,7 +38,11 @@ class EnginePool:
             BundleError: one cannot be loaded.
         """
         self.check(chain)
-        return {name: self._slot(name) for name in chain.engines}
+        slots = {}
+        for name, following in zip(chain.engines, (*chain.engines[1:], None), strict=True):
+            shared = following is not None and self._shares_weights(name, following)
+            slots[name] = self._low_slot(name, following) if shared and following is not None else self._slot(name)
+        return slots
 
     def check(self, chain: ChainSpec) -> None:
         """Refuse a chain that cannot run, before anything is loaded.
@@ -58,16 +66,11 @@ class EnginePool:
                     f"{last.max_length}; export them with the same --max-length"
                 )
 
-    @property
-    def engines(self) -> dict[str, Engine]:
-        """What is loaded, by name."""
-        return self._engines
-
     def close(self) -> None:
         """Free the engines."""
-        for engine in self._engines.values():
+        for engine in self._loaded.values():
             engine.close()
-        self._engines.clear()
+        self._loaded.clear()
         self._slots.clear()
 
     def _slot(self, name: str) -> Slot:
@@ -76,6 +79,22 @@ class EnginePool:
 
             entry = self.bundle.engine(name)
             path = self.bundle.path(entry.graph)
-            self._engines[name] = OnnxEngine(path, entry, self._provider, self._threads, self._batch_invariant)
-            self._slots[name] = Slot(self._engines[name])
+            self._loaded[name] = OnnxEngine(path, entry, self._provider, self._threads, self._batch_invariant)
+            self._slots[name] = Slot(self._loaded[name])
         return self._slots[name]
+
+    def _low_slot(self, name: str, lead: str) -> Slot:
+        """Of an engine that is another one with smaller activations: one copy of the weights and one cache (QSpec)."""
+        key = f"{name} of {lead}"
+        if key not in self._slots:
+            from quasar.engines.onnxruntime import LowActivations
+
+            slot = self._slot(lead)
+            self._slots[key] = Slot(LowActivations(self._loaded[lead], name), slot)
+        return self._slots[key]
+
+    def _shares_weights(self, name: str, lead: str) -> bool:
+        """Whether `lead` can be run as `name`."""
+        low, high = self.bundle.engine(name), self.bundle.engine(lead)
+        weights = set(low.files) & set(high.files) - {"embedding.bin"}
+        return (low.precision, high.precision) == ("w4a8", "w4a16") and bool(weights) and low.layers == high.layers

@@ -85,7 +85,10 @@ class GraphBuilder:
             self._scopes.pop()
 
     def input(self, name: str, dtype: Any, shape: Sequence[int | str]) -> ir.Value:
-        """Declare an input; a string in `shape` is a symbolic size."""
+        """Declare an input, once; a string in `shape` is a symbolic size."""
+        declared = next((value for value in self._inputs if value.name == name), None)
+        if declared is not None:
+            return declared
         value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.from_numpy(np.dtype(dtype))))
         self._inputs.append(value)
         return value
@@ -104,9 +107,21 @@ class GraphBuilder:
         self._nodes.append(ir.node(op_type, inputs, attributes, domain=domain, outputs=values, name=name))
         return values[0] if outputs == 1 else tuple(values)
 
+    def choose(self, condition: ir.Value, then: Callable[[], ir.Value], otherwise: Callable[[], ir.Value]) -> Any:
+        """Append an `If`: the value of `then` where `condition` holds, else that of `otherwise`."""
+        return self.op("If", condition, then_branch=self._branch(then), else_branch=self._branch(otherwise))
+
+    def _branch(self, build: Callable[[], ir.Value]) -> ir.Graph:
+        outer, self._nodes = self._nodes, []
+        try:
+            output = build()
+            return ir.Graph([], [output], nodes=self._nodes, name=self._unique("branch"))
+        finally:
+            self._nodes = outer
+
     def weight(self, name: str, array: np.ndarray) -> ir.Value:
-        """A tensor of this graph's data file."""
-        return self._use(self._weights.add(name, array))
+        """A tensor of this graph's data file; one that another graph stored there under this name is used again."""
+        return self._use(self._weights.get(name) or self._weights.add(name, array))
 
     def embedding(self, name: str, array: Callable[[], np.ndarray]) -> ir.Value:
         """A tensor of the data file that engines share; `array` is asked for by the first engine only."""

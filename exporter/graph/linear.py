@@ -70,32 +70,59 @@ class W8A8Linear:
         )
 
 
-@dataclass(frozen=True)
 class BlockLinear:
-    """4-bit weights in blocks along the input; `com.microsoft.MatMulNBits`.
-
-    Attributes:
-        accuracy_level: 4 computes with int8 activations (fast), 1 with float32 ones.
-    """
-
-    accuracy_level: int = 4
+    """4-bit weights in blocks along the input, int8 activations per block; `com.microsoft.MatMulNBits`."""
 
     def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
         """See `Linear`."""
         out_features, in_features = weight.shape
         blocks = quantize_blocks(weight)
-        return g.op(
+        y = g.op(
             "MatMulNBits",
-            x,
+            self._prepare(g, x, in_features, blocks.block_size),
             g.weight(f"{name}.weight", blocks.packed.numpy()),
             g.weight(f"{name}.weight_scale", blocks.scales.numpy()),
-            None,
-            None,
-            None if bias is None else g.weight(f"{name}.bias", bias.numpy()),
             domain=MICROSOFT,
             K=in_features,
             N=out_features,
             bits=4,
             block_size=blocks.block_size,
-            accuracy_level=self.accuracy_level,
+            accuracy_level=4,  # int8 activations, one scale per block and row
         )
+        y = self._finish(g, y)
+        return y if bias is None else g.op("Add", y, g.weight(f"{name}.bias", bias.numpy()))
+
+    def _prepare(self, g: GraphBuilder, x: ir.Value, in_features: int, block_size: int) -> ir.Value:
+        return x
+
+    def _finish(self, g: GraphBuilder, y: ir.Value) -> ir.Value:
+        return y
+
+
+class SwitchedBlockLinear(BlockLinear):
+    """The same weights and kernel, with int8 or, where the graph's input `precise` is true, 16-bit activations.
+
+    ONNX Runtime packs 4-bit weights for one kind of activations, so two kernels would mean two copies of them. Here a
+    precise pass gives the int8 kernel two rows for one: what it makes of the row, and what it left over. Weights times their
+    sum is off by 1/508 of an int8 step, less than with 16-bit integers.
+    """
+
+    def _prepare(self, g: GraphBuilder, x: ir.Value, in_features: int, block_size: int) -> Any:
+        """x [B, S, in] -> [1, B, S, in], or [2, B, S, in] for a precise pass."""
+        first_axis = g.constant([0], np.int64)
+
+        def split() -> Any:
+            blocks = g.op("Reshape", x, g.constant([0, 0, in_features // block_size, block_size], np.int64))
+            largest = g.op("ReduceMax", g.op("Abs", blocks), g.constant([-1], np.int64), keepdims=1)
+            # the kernel's own scale; an all-zero block takes any
+            scale = g.op("Div", g.op("Max", largest, g.constant(1e-30, np.float32)), g.constant(127, np.float32))
+            high = g.op("Mul", g.op("Round", g.op("Div", blocks, scale)), scale)
+            parts = [g.op("Unsqueeze", part, first_axis) for part in (high, g.op("Sub", blocks, high))]
+            both = g.op("Concat", *parts, axis=0)
+            return g.op("Reshape", both, g.constant([0, 0, 0, in_features], np.int64))
+
+        precise = g.input("precise", np.bool_, [])
+        return g.choose(precise, split, lambda: g.op("Unsqueeze", x, first_axis))
+
+    def _finish(self, g: GraphBuilder, y: ir.Value) -> Any:
+        return g.op("ReduceSum", y, g.constant([0], np.int64), keepdims=0)
