@@ -1,0 +1,1 @@
+"""Measuring chains against each other, and telling what came out."""
