@@ -130,6 +130,10 @@ class Model:
         self._pool.close()
         self.engines.clear()
 
+    def forget(self) -> None:
+        """Forget earlier answers, of which `suffix-pool` makes proposals."""
+        self.verifier.forget()
+
     @overload
     def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> Result: ...  # type: ignore[overload-overlap]
     @overload

@@ -19,6 +19,8 @@ from quasar.runtime.sequence import Sequence
 from quasar.runtime.slot import Slot
 from quasar.runtime.statistics import LevelStatistics
 
+# a pass that catches up with more tokens than this is a prefill, and says nothing of verification
+LONGEST_PENDING = 32
 # an engine's probabilities of its own choices, between which drafts get another grade
 CONFIDENCES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 
@@ -94,7 +96,8 @@ class Verifier:
         logits = self.slot.logits(sequence.tokens + tokens, len(draft) + 1)
         result, accepted = self._judge(sequence, draft, logits)
         seconds = time.perf_counter() - begin
-        self._costs.observe(pending + len(draft), seconds)
+        if pending <= LONGEST_PENDING:
+            self._costs.observe(pending + len(draft), seconds)
         self.statistics.count_round(len(draft), accepted, pending + len(draft), seconds)
         self.rewind(length + accepted)
         return result
@@ -122,6 +125,11 @@ class Verifier:
         """See `Proposer.end`."""
         for drafter in self._drafters:
             drafter.proposer.end(sequence)
+
+    def forget(self) -> None:
+        """See `Proposer.forget`."""
+        for drafter in self._drafters:
+            drafter.proposer.forget()
 
     def _draft(self, sequence: Sequence, room: int, pending: int) -> list[Draft]:
         if room > 0:

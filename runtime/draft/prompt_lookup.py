@@ -62,6 +62,9 @@ class PromptLookup:
     def end(self, sequence: Sequence) -> None:
         """Nothing is kept for other sequences."""
 
+    def forget(self) -> None:
+        """See `end`."""
+
     def _read(self, tokens: list[int]) -> None:
         """Index what was added to the text."""
         for end in range(len(self._journal) + 1, len(tokens)):

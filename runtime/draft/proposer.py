@@ -54,3 +54,7 @@ class Proposer(Protocol):
     def end(self, sequence: Sequence) -> None:
         """The sequence is complete."""
         ...
+
+    def forget(self) -> None:
+        """Forget what was kept of sequences that ended."""
+        ...

@@ -22,8 +22,13 @@ class SuffixPool:
     """Earlier outputs, at most `max_tokens` of them; the oldest are forgotten first."""
 
     def __init__(self, max_tokens: int = POOL_TOKENS, depth: int = MAX_DEPTH) -> None:
-        self.tree = SuffixTree(depth)
+        self._depth = depth
         self._max_tokens = max_tokens
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self.tree = SuffixTree(self._depth)
         self._texts: deque[list[int]] = deque()
         self._tokens = 0
 
@@ -94,6 +99,11 @@ class Suffix:
         """Add the output to the pool."""
         if self._pool is not None:
             self._pool.add(sequence.new_tokens)
+
+    def forget(self) -> None:
+        """Empty the pool."""
+        if self._pool is not None:
+            self._pool.clear()
 
     def _read(self, tokens: list[int]) -> None:
         """Take in what was added to the text."""
