@@ -253,3 +253,9 @@ def test_a_tokenizer_of_another_model_is_refused(demo_bundle: Path, tmp_path: Pa
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="vocabulary"):
         load(bundle)
+
+
+def test_another_number_of_threads_is_refused_while_the_process_has_one(demo_bundle: Path, plain: Model) -> None:
+    """ONNX Runtime's shared threads are made once; a second model would get those, or none at all."""
+    with pytest.raises(UsageError, match="threads is 1, and this process runs its engines on one per core already"):
+        load(demo_bundle, chain="int8", threads=1)
