@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import platform
@@ -55,10 +56,8 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.In
             "quasar-toolchain[cpu], or use --provider cpu"
         )
     options = ort.SessionOptions()
-    if _shares_threads(threads):
-        options.use_per_session_threads = False
-    else:
-        options.intra_op_num_threads = threads
+    _share_threads(threads)
+    options.use_per_session_threads = False
     options.log_severity_level = LOG_NOTHING
     if _u8s8_overflows():  # costs two seconds and a copy of the weights at loading, so not without need
         options.add_session_config_entry("session.x64quantprecision", "1")
@@ -76,19 +75,25 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.In
 _shared_threads: int | None = None
 
 
-def _shares_threads(threads: int) -> bool:
-    """Whether a session with this many threads can use those that all sessions of the process share.
+def _share_threads(threads: int) -> None:
+    """Let all sessions of the process use the same threads.
 
-    The threads of a session of its own keep spinning for a while after a pass, and slow the next engine of the chain.
+    The threads of a session of its own keep spinning for a while after a pass, and slow the next engine of the chain. ONNX
+    Runtime makes shared threads once in a process, and from then on refuses sessions with threads of their own.
+
+    Raises:
+        UsageError: they are there already, and not so many.
     """
     global _shared_threads
     if _shared_threads is None:
-        try:
+        with contextlib.suppress(Exception):  # someone else in this process made them already
             ort.set_global_thread_pool_sizes(threads, 1)
-        except Exception:  # someone else in this process set them already
-            return False
         _shared_threads = threads
-    return _shared_threads == threads
+    elif _shared_threads != threads:
+        raise UsageError(
+            f"threads is {threads}, and this process runs its engines on {_shared_threads or 'one per core'} already; "
+            "load all of them with one number, or each in a process of its own"
+        )
 
 
 def _u8s8_overflows() -> bool:
