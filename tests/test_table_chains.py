@@ -1,4 +1,4 @@
-"""Tier 3: with engines that round nothing, the same seed gives the same tokens through every chain, whatever the draft lengths."""
+"""Tier 3: with engines that round nothing, a seed gives the same tokens through every chain, whatever the draft lengths."""
 
 from __future__ import annotations
 
