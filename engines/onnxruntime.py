@@ -55,10 +55,9 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.In
             "quasar-toolchain[cpu], or use --provider cpu"
         )
     options = ort.SessionOptions()
-    if _shares_threads(threads):
-        options.use_per_session_threads = False
-    else:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads
+    # else they spin on for a while after a pass, and slow the next engine of the chain
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = LOG_NOTHING
     if _u8s8_overflows():  # costs two seconds and a copy of the weights at loading, so not without need
         options.add_session_config_entry("session.x64quantprecision", "1")
@@ -71,24 +70,6 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.In
             f"provider {provider}: {name} is installed but did not start (driver or libraries missing); use --provider cpu"
         )
     return session
-
-
-_shared_threads: int | None = None
-
-
-def _shares_threads(threads: int) -> bool:
-    """Whether a session with this many threads can use those that all sessions of the process share.
-
-    The threads of a session of its own keep spinning for a while after a pass, and slow the next engine of the chain.
-    """
-    global _shared_threads
-    if _shared_threads is None:
-        try:
-            ort.set_global_thread_pool_sizes(threads, 1)
-        except Exception:  # someone else in this process set them already
-            return False
-        _shared_threads = threads
-    return _shared_threads == threads
 
 
 def _u8s8_overflows() -> bool:

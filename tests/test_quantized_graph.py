@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from quasar.calibration.calibrate import Calibration, Recipe, calibrate
 from quasar.calibration.observe import FloatModel
-from quasar.calibration.quantize import fake_quantize_rows, fake_quantize_tensor, quantize_blocks
+from quasar.calibration.quantize import fake_quantize_rows, fake_quantize_tensor
 from quasar.calibration.smoothquant import Smoothed
 from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.cli import main as export_main
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
-from quasar.exporter.graph.linear import BlockLinear, Linear, W8A8Linear
+from quasar.exporter.graph.linear import Linear, W8A8Linear
 
 
 def run_linear(folder: Path, linear: Linear, x: np.ndarray, weight: torch.Tensor, bias: torch.Tensor | None) -> np.ndarray:
@@ -45,14 +45,6 @@ def test_w8a8_linear_is_integer_arithmetic(tmp_path: Path, rows: int, with_bias:
     q_w = np.rint(weight.numpy() / w_scale[:, None]).astype(np.int64)
     expected = (q_x @ q_w.T) * (np.float32(scale) * w_scale) + (0 if bias is None else bias.numpy())
     np.testing.assert_allclose(run_linear(tmp_path, W8A8Linear({"proj": scale}), x, weight, bias), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("in_features", [256, 192, 172])
-def test_block_linear_with_float_activations_is_its_dequantized_weight(tmp_path: Path, in_features: int) -> None:
-    torch.manual_seed(0)
-    weight, x = torch.randn(24, in_features), torch.randn(5, in_features)
-    y = run_linear(tmp_path, BlockLinear(accuracy_level=1), x.numpy(), weight, None)
-    np.testing.assert_allclose(y, (x @ quantize_blocks(weight).dequantize().t()).numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_a_row_does_not_depend_on_how_many_share_the_pass(tmp_path: Path) -> None:
