@@ -26,7 +26,8 @@ class Layer:
     """One decoder layer in float32, with its weights loaded."""
 
     module: torch.nn.Module
-    run_one: Callable[[torch.Tensor], torch.Tensor]
+    run_batch: Callable[[torch.Tensor], torch.Tensor]
+    """Hidden states [n, S, H] of n sequences -> those after the layer."""
 
     def weights(self, group: str) -> list[torch.Tensor]:
         """Weights of the linears of a group, [out, in] each."""
@@ -34,7 +35,7 @@ class Layer:
 
     def run(self, hidden: Sequence[torch.Tensor]) -> Hidden:
         """Hidden states after the layer."""
-        return [self.run_one(x) for x in hidden]
+        return [self.run_batch(x[None])[0] for x in hidden]
 
     def observe(self, hidden: Sequence[torch.Tensor]) -> tuple[Hidden, dict[str, torch.Tensor]]:
         """(hidden states after the layer, input of each linear as [all tokens, in_features])."""
@@ -89,20 +90,19 @@ class FloatModel:
         prefix = f"model.layers.{index}."
         module.load_state_dict({name: self._source.tensor(prefix + name) for name in names}, assign=True)
 
-        def run_one(x: torch.Tensor) -> torch.Tensor:
-            positions = torch.arange(x.shape[0])[None]
-            y = module(
-                x[None],
-                attention_mask=_window_mask(x.shape[0], self._windows[index]),
+        def run_batch(x: torch.Tensor) -> torch.Tensor:
+            positions = torch.arange(x.shape[1])[None]
+            y: torch.Tensor = module(
+                x,
+                attention_mask=_window_mask(x.shape[1], self._windows[index]),
                 position_ids=positions,
-                position_embeddings=self._rotary(x[None], positions),
+                position_embeddings=self._rotary(x, positions),
             )
-            first: torch.Tensor = y[0]
-            return first
+            return y
 
         try:
             with torch.inference_mode():
-                yield Layer(module, run_one)
+                yield Layer(module, run_batch)
         finally:
             module.to("meta")
 

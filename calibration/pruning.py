@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quasar.calibration.observe import FloatModel, Hidden
+from quasar.calibration.observe import FloatModel
 from quasar.calibration.source import TensorSource
 
 # text on which damage is measured: the beginnings of several sequences tell layers apart better than one long sequence
@@ -83,31 +83,38 @@ def layer_damage(
         source: the model's weights.
         advance: called once per layer.
     """
-    whole = base = model.embed(sequences)  # the model itself, and the model without `removed`
-    without: dict[int, Hidden] = {}  # the latter without one more layer, for each layer so far
+    # [models, sequences, S, H]; others: the model without `removed`, and that without one more layer, for each layer so far
+    start = torch.stack(model.embed(sequences))
+    whole, others, skipped = start[None], start[None], list[int]()
     for index in range(len(model)):
         with model.layer(index) as layer:
+            run = [whole] if index in removed else [whole, others]
+            together = torch.cat(run)
+            after = layer.run_batch(together.flatten(0, 1)).view_as(together)
+            whole = after[:1]
             if index not in removed:
-                without = {skipped: layer.run(hidden) for skipped, hidden in without.items()}
-                without[index] = base
-                base = layer.run(base)
-            whole = layer.run(whole) if removed else base
+                others = torch.cat([after[1:], others[:1]])
+                skipped.append(index)
         advance()
-    return _divergences(model, source, whole, without)
+    return _divergences(model, source, whole[0], dict(zip(skipped, others[1:], strict=True)))
 
 
 @torch.inference_mode()
-def _divergences(model: FloatModel, source: TensorSource, exact: Hidden, others: Mapping[int, Hidden]) -> dict[int, float]:
-    """Mean KL between what follows from the last layer's output `exact` and what follows from each of `others`."""
+def _divergences(
+    model: FloatModel, source: TensorSource, exact: torch.Tensor, others: Mapping[int, torch.Tensor]
+) -> dict[int, float]:
+    """Mean KL between what follows from the last layer's output `exact` and what follows from each of `others`, [n, S, H]."""
     lm_head = source.tensor("lm_head.weight")
 
-    def log_probabilities(hidden: Hidden) -> torch.Tensor:
-        return (torch.cat(model.final_norm(hidden)) @ lm_head.t()).log_softmax(-1)
+    def log_probabilities(hidden: torch.Tensor) -> torch.Tensor:
+        return (model.final_norm([hidden.flatten(0, 1)])[0] @ lm_head.t()).log_softmax(-1)
 
     p = log_probabilities(exact)
     return {index: float((p.exp() * (p - log_probabilities(x))).sum(-1).mean()) for index, x in others.items()}
 
 
 def probe_of(sequences: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """The beginnings of the first sequences, `PROBE_TOKENS` tokens together at the most."""
-    return [ids[:PROBE_LENGTH] for ids in sequences[: PROBE_TOKENS // PROBE_LENGTH]]
+    """The beginnings of the longest sequences, all of one length, `PROBE_TOKENS` tokens together at the most."""
+    chosen = sorted(sequences, key=len, reverse=True)[: PROBE_TOKENS // PROBE_LENGTH]
+    length = min(PROBE_LENGTH, *map(len, chosen))
+    return [ids[:length] for ids in chosen]

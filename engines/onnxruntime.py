@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import platform
@@ -56,8 +55,9 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.In
             "quasar-toolchain[cpu], or use --provider cpu"
         )
     options = ort.SessionOptions()
-    _share_threads(threads)
-    options.use_per_session_threads = False
+    options.intra_op_num_threads = threads
+    # else they spin on for a while after a pass, and slow the next engine of the chain
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = LOG_NOTHING
     if _u8s8_overflows():  # costs two seconds and a copy of the weights at loading, so not without need
         options.add_session_config_entry("session.x64quantprecision", "1")
@@ -70,30 +70,6 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.In
             f"provider {provider}: {name} is installed but did not start (driver or libraries missing); use --provider cpu"
         )
     return session
-
-
-_shared_threads: int | None = None
-
-
-def _share_threads(threads: int) -> None:
-    """Let all sessions of the process use the same threads.
-
-    The threads of a session of its own keep spinning for a while after a pass, and slow the next engine of the chain. ONNX
-    Runtime makes shared threads once in a process, and from then on refuses sessions with threads of their own.
-
-    Raises:
-        UsageError: they are there already, and not so many.
-    """
-    global _shared_threads
-    if _shared_threads is None:
-        with contextlib.suppress(Exception):  # someone else in this process made them already
-            ort.set_global_thread_pool_sizes(threads, 1)
-        _shared_threads = threads
-    elif _shared_threads != threads:
-        raise UsageError(
-            f"threads is {threads}, and this process runs its engines on {_shared_threads or 'one per core'} already; "
-            "load all of them with one number, or each in a process of its own"
-        )
 
 
 def _u8s8_overflows() -> bool:

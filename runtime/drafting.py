@@ -39,7 +39,8 @@ class Drafter:
         self._acceptance = Acceptance()
         self._watches: list[_Watch] = []
         self._token_cost: float | None = None
-        self._idle, self._pause = 0, FIRST_PAUSE
+        # rounds to rest once drafts do not pay, rounds left of that, and whether a rest was just over
+        self._pause, self._rest, self._rested = FIRST_PAUSE, 0, False
 
     def begin(self, sequence: Sequence, reuse: bool) -> None:
         """See `Proposer.begin`."""
@@ -60,67 +61,62 @@ class Drafter:
         length = len(sequence.tokens)
         self._learn(sequence.tokens)
         if self._fixed is not None:
-            source = self.proposer.propose(sequence, min(limit, self._fixed))
-            drafts = proposed = list(source)
+            drafts = proposed = list(self.proposer.propose(sequence, min(limit, self._fixed)))
+        elif self.proposer.weightless:
+            proposed = list(self.proposer.propose(sequence, min(limit, LONGEST_DRAFT)))
+            drafts = proposed[: self._worth(proposed, pending)]
         else:
-            limit = min(limit, LONGEST_DRAFT)
-            proposed = self._weightless(sequence, limit) if self.proposer.weightless else []
-            # before a pass was timed, nothing can be said; and the first pass times the plain step
-            verify = self._costs.estimate(range(pending, pending + limit + 1)) if self._costs.known else []
-            if not verify:
-                drafts = []
-            elif self.proposer.weightless:
-                rates = [self._acceptance.estimate(draft.grade) for draft in proposed]
-                drafts = proposed[: best_length(verify[: len(proposed) + 1], rates, 0.0)]
-            else:
-                drafts = proposed = self._step_by_step(sequence, verify)
+            drafts = proposed = self._step_by_step(sequence, min(limit, LONGEST_DRAFT), pending)
         del sequence.tokens[length:]
         if proposed:
             self._watches.append(_Watch(length, proposed))
         return drafts
 
-    def _weightless(self, sequence: Sequence, limit: int) -> list[Draft]:
-        return list(self.proposer.propose(sequence, limit))
+    def _worth(self, proposed: list[Draft], pending: int) -> int:
+        """How many of the tokens, which cost nothing, to have verified."""
+        if not proposed or not self._costs.known:  # the first pass times the plain step
+            return 0
+        verify = self._costs.estimate(range(pending, pending + len(proposed) + 1))
+        return best_length(verify, [self._acceptance.estimate(draft.grade) for draft in proposed], 0.0)
 
-    def _step_by_step(self, sequence: Sequence, verify: list[float]) -> list[Draft]:
-        """Draft while the next token is expected to pay."""
-        limit = len(verify) - 1
+    def _step_by_step(self, sequence: Sequence, limit: int, pending: int) -> list[Draft]:
+        """Draft while the next token is expected to pay.
+
+        An engine whose drafts do not pay rests, and then drafts a little all the same, to see whether that is still so.
+        """
+        if self._rest > 0 or not self._costs.known:
+            self._rest = max(self._rest - 1, 0)
+            return []
+        verify = self._costs.estimate(range(pending, pending + limit + 1))
+        typical = self._acceptance.estimate()
+        forced = min(limit, PROBE_LENGTH) if self._token_cost is None else 0
         drafts: list[Draft] = []
         rates: list[float] = []
-        typical = self._acceptance.estimate()
         source = self.proposer.propose(sequence, limit)
-        probing = self._token_cost is None
-        while len(drafts) < limit:
-            made = len(drafts)
-            if not (probing and made < PROBE_LENGTH):
-                ahead = rates + [typical] * (limit - made)
-                if best_length(verify, ahead, self._token_cost or 0.0, made) == made:
-                    if made > 0 or not self._probe_now():
-                        break
-                    probing = True
+        while (made := len(drafts)) < limit:
+            rates[made:] = [typical] * (limit - made)
+            if made >= forced and best_length(verify, rates, self._token_cost or 0.0, made) == made:
+                if made > 0:
+                    break
+                if not self._rested:
+                    self._rest, self._rested = self._pause, True
+                    return []
+                forced = min(limit, PROBE_LENGTH)
             begin = time.perf_counter()
             draft = next(source, None)
             if draft is None:
                 break
             self._observe_cost(time.perf_counter() - begin, made)
             drafts.append(draft)
-            rates.append(self._acceptance.estimate(draft.grade))
-        if drafts and not probing:
-            self._idle, self._pause = 0, FIRST_PAUSE
+            rates[made] = self._acceptance.estimate(draft.grade)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE) if forced else FIRST_PAUSE
+        self._rested = False
         return drafts
-
-    def _probe_now(self) -> bool:
-        """Whether a proposer that does not pay is tried all the same; each time it takes longer until the next."""
-        self._idle += 1
-        if self._idle < self._pause:
-            return False
-        self._idle, self._pause = 0, min(2 * self._pause, LONGEST_PAUSE)
-        return True
 
     def _observe_cost(self, seconds: float, made: int) -> None:
         if self._token_cost is None:
             self._token_cost = seconds
-        elif made > 0 or self._pause == FIRST_PAUSE:  # the first token after a pause pays for all that was not read meanwhile
+        elif made > 0 or not self._rested:  # the first token after a rest pays for all that was not read meanwhile
             self._token_cost += COST_RATE * (min(seconds, 4 * self._token_cost) - self._token_cost)
 
     def _learn(self, tokens: list[int]) -> None:

@@ -23,6 +23,7 @@ class StepCosts:
     def __init__(self) -> None:
         self._level = 0.0
         self._ratios: dict[int, float] = {}
+        self._counts: dict[int, int] = {}
 
     @property
     def known(self) -> bool:
@@ -33,13 +34,14 @@ class StepCosts:
         """Record a pass."""
         if not self._ratios:
             self._level = seconds
-        if rows not in self._ratios:
+        count = self._counts[rows] = self._counts.get(rows, 0) + 1
+        if count == 1:
             self._ratios[rows] = seconds / self._level
             return
         surprise = seconds / (self._level * self._ratios[rows]) - 1
         surprise = min(surprise, 1.0)  # beyond that, something else had the machine
         self._level *= 1 + COST_RATE * surprise
-        self._ratios[rows] *= 1 + COST_RATE / 2 * surprise
+        self._ratios[rows] *= 1 + max(COST_RATE / 2, 1 / (count + 1)) * surprise
 
     def estimate(self, rows: Sequence[int]) -> list[float]:
         """Seconds that passes of these numbers of rows will take: between measured ones on a straight line."""

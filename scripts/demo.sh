@@ -7,7 +7,7 @@ bundle=$(mktemp -d)/demo-int8
 trap 'rm -rf "$(dirname "$bundle")"' EXIT
 
 quasar-export --model demo --int8 --output "$bundle"
-for chain in "int8" "prompt-lookup > int8"; do
+for chain in "int8" "prompt-lookup > int8" "prompt-lookup,int4 > int8"; do
   printf '\n== %s\n' "$chain"
   quasar-generate "$bundle" --chain "$chain" --stats \
     "A baker has 24 rolls. She sells 9 rolls in the morning and bakes 12 more. How many rolls does she have now?"

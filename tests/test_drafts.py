@@ -190,7 +190,8 @@ def test_as_many_layers_go_as_asked_in_few_measurements(monkeypatch: pytest.Monk
 
 
 def test_the_probe_is_the_beginning_of_several_texts() -> None:
-    assert [len(part) for part in probe_of([[1] * 300, [1] * 7, *[[1] * 300] * 9])] == [PROBE_LENGTH, 7, *[PROBE_LENGTH] * 2]
+    assert [len(part) for part in probe_of([[1] * 300, [1] * 7, *[[1] * 300] * 9])] == [PROBE_LENGTH] * 4
+    assert [len(part) for part in probe_of([[1] * 9, [1] * 7])] == [7, 7]  # all of one length: they run side by side
     assert 4 * PROBE_LENGTH == PROBE_TOKENS
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from models import DEMO
@@ -255,7 +256,12 @@ def test_a_tokenizer_of_another_model_is_refused(demo_bundle: Path, tmp_path: Pa
         load(bundle)
 
 
-def test_another_number_of_threads_is_refused_while_the_process_has_one(demo_bundle: Path, plain: Model) -> None:
-    """ONNX Runtime's shared threads are made once; a second model would get those, or none at all."""
-    with pytest.raises(UsageError, match="threads is 1, and this process runs its engines on one per core already"):
-        load(demo_bundle, chain="int8", threads=1)
+def test_models_of_one_process_may_have_other_threads(demo_bundle: Path, plain: Model) -> None:
+    params = SamplingParams(max_new_tokens=8)
+    with load(demo_bundle, chain="int8", threads=1) as other:
+        assert other.generate(chat(QUESTIONS[0]), params).ids == plain.generate(chat(QUESTIONS[0]), params).ids
+
+
+def test_other_sessions_of_the_process_are_left_alone(demo_bundle: Path, plain: Model) -> None:
+    """A service may run other models beside this one, with settings of their own."""
+    ort.InferenceSession(str(demo_bundle / "int8.onnx"), providers=["CPUExecutionProvider"])

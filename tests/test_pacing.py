@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -246,7 +247,7 @@ def test_an_engine_that_is_wrong_is_probed_ever_more_rarely(monkeypatch: pytest.
     drafted = [i for i, length in enumerate(lengths) if length]
     assert max(lengths) <= LONGEST_DRAFT
     assert all(length <= PROBE_LENGTH for length in lengths[100:])
-    gaps = [later - earlier for earlier, later in zip(drafted, drafted[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(drafted)]
     pauses = [gap for gap in gaps if gap > 1]
     assert pauses == sorted(pauses)
     assert pauses[0] <= 16

@@ -110,22 +110,19 @@ class SwitchedBlockLinear(BlockLinear):
     def _prepare(self, g: GraphBuilder, x: ir.Value, in_features: int, block_size: int) -> Any:
         """x [B, S, in] -> [1, B, S, in], or [2, B, S, in] for a precise pass."""
         first_axis = g.constant([0], np.int64)
-        missing = -in_features % block_size
 
         def split() -> Any:
-            # the last block may be a part of one
-            pads = (g.constant([0, missing], np.int64), None, g.constant([2], np.int64))
-            whole = g.op("Pad", x, *pads) if missing else x
-            blocks = g.op("Reshape", whole, g.constant([0, 0, -1, block_size], np.int64))
+            count = -(-in_features // block_size)
+            missing = count * block_size - in_features  # the kernel's last block is as short
+            padded = g.op("Pad", x, g.constant([0, missing], np.int64), None, g.constant([-1], np.int64)) if missing else x
+            blocks = g.op("Reshape", padded, g.constant([0, 0, count, block_size], np.int64))
             largest = g.op("ReduceMax", g.op("Abs", blocks), g.constant([-1], np.int64), keepdims=1)
             # the kernel's own scale; an all-zero block takes any
             scale = g.op("Div", g.op("Max", largest, g.constant(1e-30, np.float32)), g.constant(127, np.float32))
             high = g.op("Mul", g.op("Round", g.op("Div", blocks, scale)), scale)
             parts = [g.op("Unsqueeze", part, first_axis) for part in (high, g.op("Sub", blocks, high))]
-            both = g.op("Reshape", g.op("Concat", *parts, axis=0), g.constant([0, 0, 0, in_features + missing], np.int64))
-            if not missing:
-                return both
-            return g.op("Slice", both, *(g.constant([n], np.int64) for n in (0, in_features, 3)))
+            both = g.op("Reshape", g.op("Concat", *parts, axis=0), g.constant([0, 0, 0, count * block_size], np.int64))
+            return g.op("Slice", both, *(g.constant([n], np.int64) for n in (0, in_features, -1))) if missing else both
 
         precise = g.input("precise", np.bool_, [])
         return g.choose(precise, split, lambda: g.op("Unsqueeze", x, first_axis))

@@ -83,7 +83,7 @@ def _acceptance(results: Mapping[str, Any]) -> Section | None:
         return None
     text = (
         "A round is one pass of the chain's last engine; tokens per round counts its own token: 1 means that none was accepted. "
-        "The plot shows percent of rounds that accepted the first proposed token, the second, and so on. "
+        "The plot shows, of the drafts that had a first token, a second and so on, what percentage was accepted up to it. "
         "Outside is the share of the decode time spent outside engine calls."
     )
     heads = [
