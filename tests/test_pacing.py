@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quasar.runtime import drafting
 from quasar.runtime.draft.proposer import Draft
-from quasar.runtime.drafting import LONGEST_DRAFT, LONGEST_PAUSE, PROBE_LENGTH, Drafter
+from quasar.runtime.drafting import FIRST_PAUSE, LONGEST_DRAFT, LONGEST_PAUSE, PROBE_LENGTH, Drafter
 from quasar.runtime.pacing import Acceptance, StepCosts, best_length
 from quasar.runtime.sampler import Sampler
 from quasar.runtime.sampling import SamplingParams
@@ -52,8 +52,17 @@ def test_costs_are_those_of_measured_neighbours_in_any_order(seconds: dict[int, 
         assert made.estimate([rows]) == pytest.approx([value])
 
 
+def settled() -> StepCosts:
+    """1 second for a row and 2 for five, seen often."""
+    made = StepCosts()
+    for _ in range(50):
+        made.observe(1, 1.0)
+        made.observe(5, 2.0)
+    return made
+
+
 def test_a_machine_that_gets_slower_does_so_for_every_number_of_rows() -> None:
-    made = costs({1: 1.0, 5: 2.0})
+    made = settled()
     for _ in range(200):
         made.observe(1, 3.0)
     one, five = made.estimate([1, 5])
@@ -65,8 +74,16 @@ def test_a_machine_that_gets_slower_does_so_for_every_number_of_rows() -> None:
     assert made.estimate([1, 5]) == pytest.approx([3.0, 6.0], rel=0.05)
 
 
+def test_a_first_measurement_that_was_held_up_is_soon_corrected() -> None:
+    made = costs({1: 1.0, 5: 50.0})
+    for _ in range(30):
+        made.observe(1, 1.0)
+        made.observe(5, 2.0)
+    assert made.estimate([1, 5]) == pytest.approx([1.0, 2.0], rel=0.5)
+
+
 def test_a_pass_that_something_else_held_up_moves_little() -> None:
-    made = costs({1: 1.0, 5: 2.0})
+    made = settled()
     made.observe(1, 1000.0)
     assert made.estimate([1])[0] < 1.2
     assert made.estimate([5])[0] < 2.3
@@ -250,8 +267,8 @@ def test_an_engine_that_is_wrong_is_probed_ever_more_rarely(monkeypatch: pytest.
     gaps = [later - earlier for earlier, later in pairwise(drafted)]
     pauses = [gap for gap in gaps if gap > 1]
     assert pauses == sorted(pauses)
-    assert pauses[0] <= 16
-    assert pauses[-1] == LONGEST_PAUSE
+    assert pauses[0] <= FIRST_PAUSE + 2
+    assert LONGEST_PAUSE <= pauses[-1] <= LONGEST_PAUSE + 2
     assert sum(oracle.asked) < 60
     assert game.oracle.now < 0.003 * 8000  # what all probes cost of the rounds' time
 
@@ -259,7 +276,7 @@ def test_an_engine_that_is_wrong_is_probed_ever_more_rarely(monkeypatch: pytest.
 def test_an_engine_that_becomes_right_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     oracle = Oracle(False, right=False, cost=0.1)
     game = Game(oracle, monkeypatch)
-    assert set(game.rounds(60)[-5:]) == {0}
+    assert sum(length > 0 for length in game.rounds(100)[-60:]) <= 3
     oracle.right = True
     lengths = game.rounds(1500)
     assert lengths[-1] >= 5
