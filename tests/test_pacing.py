@@ -290,19 +290,33 @@ def test_an_engine_that_costs_more_than_it_saves_is_not_used(monkeypatch: pytest
     assert sum(length > 0 for length in lengths) < 12
 
 
-def test_what_was_proposed_after_a_rewind_is_not_held_against_the_proposer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens that the next level takes back say nothing of a draft made after them."""
+def test_a_draft_that_followed_rejected_tokens_is_not_held_against_the_proposer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next level took them back, so what the text became says nothing of it."""
     game = Game(Oracle(True), monkeypatch)
     game.rounds(5)
+    tokens = game.sequence.tokens
+    length = len(tokens)
+    tokens.extend([77, 78])
+    game.drafter.draft(game.sequence, 4, 1)
     before = game.drafter._acceptance.estimate("grade")
-    length = len(game.sequence.tokens)
-    game.sequence.tokens.extend([77, 78])
-    game.drafter.draft(game.sequence, 4, 1)
-    del game.sequence.tokens[length:]
+    del tokens[length:]
     game.drafter.rewind(length)
-    game.sequence.tokens.extend([length, length + 1, length + 2, length + 3])
+    tokens.extend([5] * 9)
     game.drafter.draft(game.sequence, 4, 1)
-    assert game.drafter._acceptance.estimate("grade") >= before
+    assert game.drafter._acceptance.estimate("grade") == before
+
+
+def test_nothing_is_learned_past_the_first_token_that_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would have followed another token was not asked."""
+    game = Game(Oracle(True), monkeypatch)
+    tokens = game.sequence.tokens
+    game.drafter.draft(game.sequence, 6, 1)
+    expected = Acceptance()
+    expected.observe("grade", False)
+    for more in ([9], [2], [3], [4]):  # the draft was 1, 2, 3, ...
+        tokens.extend(more)
+        game.drafter._learn(tokens)
+        assert game.drafter._acceptance.estimate("grade") == expected.estimate("grade")
 
 
 def test_a_draft_leaves_the_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,9 +37,10 @@ def law_of_one(logits: np.ndarray, prompt: list[int], output: list[int], params:
     if params.top_k:
         weights[np.argsort(-weights)[params.top_k :]] = 0
     p = weights / weights.sum()
-    order = np.argsort(-p)
-    before = np.cumsum(p[order]) - p[order]
-    p[order[before >= params.top_p]] = 0
+    if params.top_p < 1:
+        order = np.argsort(-p)
+        before = np.cumsum(p[order]) - p[order]
+        p[order[before >= params.top_p]] = 0
     p[p < params.min_p * p.max()] = 0
     return p / p.sum()
 

@@ -16,6 +16,8 @@ from quasar.runtime.sequence import Sequence
 
 TEXTS = st.one_of(*(st.lists(st.integers(0, size), max_size=30) for size in (0, 1, 3)))
 DEPTHS = st.sampled_from([1, 2, 3, 5, 64])
+EDITS = st.lists(st.tuples(st.integers(0, 8), TEXTS), min_size=1, max_size=5)
+"""Tokens taken back, and those added then."""
 Text = tuple[int, ...]
 
 
@@ -70,13 +72,13 @@ def test_counts_are_those_of_a_full_scan(texts: list[list[int]], depth: int) -> 
 
 
 @settings(max_examples=100, deadline=None)
-@given(TEXTS, st.lists(st.tuples(st.integers(0, 30), TEXTS), min_size=1, max_size=5), DEPTHS)
+@given(TEXTS, EDITS, DEPTHS)
 def test_a_rewound_tree_counts_what_is_left(earlier: list[int], edits: list[tuple[int, list[int]]], depth: int) -> None:
     tree, text = SuffixTree(depth), []
     grow(tree, earlier)
     tree.begin()
-    for length, more in edits:
-        del text[length:]
+    for taken_back, more in edits:
+        del text[max(len(text) - taken_back, 0) :]
         tree.rewind(len(text))
         text.extend(more)
         for token in more:
@@ -201,6 +203,18 @@ def test_a_tie_goes_to_the_longer_match() -> None:
     assert propose(pooled([1, 2, 3, 4, 5, 5, 5, 5], [1, 2, 3, 4, 6, 6, 6, 6]), text) in ([5] * 4, [6] * 4)
 
 
+def test_a_tie_under_the_limit_goes_to_the_longer_match() -> None:
+    assert propose(pooled([1, 2, 3, 4, 5, 5]), [3, 4, 7, 7, 0, 1, 2, 3, 4], limit=2) == [5, 5]
+
+
+def test_a_shorter_match_with_the_same_score_is_not_followed() -> None:
+    """1/2 four times for the text's (1, 2, 3, 4), and 1, 1/2, 1/2 for the pool's (2, 3, 4)."""
+    text = [1, 2, 3, 4, 5, 5, 5, 5, 9, 1, 2, 3, 4, 6, 6, 6, 6, 0, 1, 2, 3, 4]
+    outputs = [9, 2, 3, 4, 7, 8, 8], [9, 2, 3, 4, 7, 6, 6]
+    assert propose(pooled(*outputs), [0, 2, 3, 4])[0] == 7
+    assert propose(pooled(*outputs), text) == propose(Suffix(), text) == [5, 5, 5, 5]
+
+
 def test_a_tie_of_equal_length_goes_to_the_text_before_the_pool() -> None:
     assert propose(pooled([1, 2, 8, 8]), [1, 2, 7, 7, 1, 2]) == [7, 7]
 
@@ -228,7 +242,7 @@ def test_the_grade_is_the_length_of_the_match_and_the_probability_in_quarters() 
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(TEXTS, max_size=3), TEXTS, st.lists(st.tuples(st.integers(0, 30), TEXTS), min_size=1, max_size=5), st.booleans())
+@given(st.lists(TEXTS, max_size=3), TEXTS, EDITS, st.booleans())
 def test_a_rewound_proposer_equals_a_fresh_one(
     outputs: list[list[int]], text: list[int], edits: list[tuple[int, list[int]]], with_pool: bool
 ) -> None:
@@ -237,13 +251,16 @@ def test_a_rewound_proposer_equals_a_fresh_one(
 
     proposer, text = fresh(), list(text)
     proposer.begin(sequence(text), reuse=True)
-    for length, more in edits:
+    for taken_back, more in edits:
         propose(proposer, text)
-        del text[length:]
+        del text[max(len(text) - taken_back, 0) :]
         proposer.rewind(len(text))
         text.extend(more)
-        again = list(proposer.propose(sequence(text), 20))
-        assert again == list(fresh().propose(sequence(text), 20))
+        again, other = list(proposer.propose(sequence(text), 20)), fresh()
+        assert again == list(other.propose(sequence(text), 20))
+        assert [[match.length for match in ends] for ends in proposer._pooled] == [
+            [match.length for match in ends] for ends in other._pooled
+        ]
         assert again == list(proposer.propose(sequence(text), 20))
 
 
