@@ -83,16 +83,21 @@ class Acceptance:
         return self._rates.get(grade, ACCEPTANCE_PRIOR)
 
 
-def best_length(verify: Sequence[float], acceptance: Sequence[float], token_cost: float, at_least: int = 0) -> int:
-    """The draft length k that maximizes E[tokens(k)] / (verify(k) + k * token_cost); 0 is a candidate like the others.
+def best_length(
+    verify: Sequence[float], acceptance: Sequence[float], token_cost: float, at_least: int = 0, floor: float = 0.0
+) -> tuple[int, float]:
+    """(k, its rate): the draft length that maximizes E[tokens(k)] / (verify(k) + k * token_cost).
+
+    0 is a candidate like the others, and what is chosen where no length has a higher rate than `floor`.
 
     Args:
         verify: seconds to verify a draft of k tokens, for k = 0 .. n.
         acceptance: of each of n tokens that could be drafted, given that all before it were accepted.
         token_cost: seconds to draft a token.
         at_least: tokens that are drafted already.
+        floor: tokens a second to be had otherwise.
     """
-    best, best_rate = at_least, 0.0
+    best, best_rate = at_least, floor
     survival = expected = 1.0
     for k, seconds in enumerate(verify):
         if k > 0:
@@ -101,4 +106,4 @@ def best_length(verify: Sequence[float], acceptance: Sequence[float], token_cost
         rate = expected / (seconds + k * token_cost)
         if k >= at_least and rate > best_rate:
             best, best_rate = k, rate
-    return best
+    return best, best_rate
