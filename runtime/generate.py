@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Many
 from types import TracebackType
 from typing import Any, overload
@@ -89,14 +89,14 @@ def draft_lengths(spec: ChainSpec, draft_length: DraftLength) -> list[int | None
     Raises:
         UsageError: a negative one, or not as many as there are verifiers.
     """
-    one_for_all = draft_length is None or isinstance(draft_length, int)
-    lengths: list[Any] = [draft_length] * len(spec.verifiers) if one_for_all else list(draft_length)  # type: ignore[arg-type]
+    each = draft_length if isinstance(draft_length, Iterable) else [draft_length] * len(spec.verifiers)
+    lengths: list[Any] = list(each)
     if len(lengths) != len(spec.verifiers):
         raise UsageError(
             f"draft_length has {len(lengths)} numbers and the chain {spec} {len(spec.verifiers)} verifiers; give one, or one each"
         )
     for length in lengths:
-        if length is not None and (not isinstance(length, int) or length < 0):
+        if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 0):
             raise UsageError(f"draft_length is {length!r}; it must be 0 or more, or None for as many as pay")
     return lengths
 

@@ -129,7 +129,7 @@ class Statistics:
     @property
     def accepted_per_position(self) -> list[int]:
         """How many rounds accepted the first draft token, the second, ..."""
-        return self.levels[-1].accepted_per_position
+        return list(self.levels[-1].accepted_per_position)
 
     @property
     def tokens_per_round(self) -> float | None:

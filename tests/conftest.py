@@ -11,7 +11,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model with all three engines, exported by the command."""
+    """The demo model with engines float, int8 and int4, exported by the command."""
     output = tmp_path_factory.mktemp("bundles") / "demo"
     assert export_main(["--model", "demo", "--engines", "float,int8,int4", "--output", str(output)]) == 0
     return output

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from models import DEMO
@@ -253,3 +254,14 @@ def test_a_tokenizer_of_another_model_is_refused(demo_bundle: Path, tmp_path: Pa
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="vocabulary"):
         load(bundle)
+
+
+def test_models_of_one_process_may_have_other_threads(demo_bundle: Path, plain: Model) -> None:
+    params = SamplingParams(max_new_tokens=8)
+    with load(demo_bundle, chain="int8", threads=1) as other:
+        assert other.generate(chat(QUESTIONS[0]), params).ids == plain.generate(chat(QUESTIONS[0]), params).ids
+
+
+def test_other_sessions_of_the_process_are_left_alone(demo_bundle: Path, plain: Model) -> None:
+    """A service may run other models beside this one, with settings of their own."""
+    ort.InferenceSession(str(demo_bundle / "int8.onnx"), providers=["CPUExecutionProvider"])

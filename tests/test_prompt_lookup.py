@@ -5,6 +5,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quasar.runtime.draft.prompt_lookup import PromptLookup
+from quasar.runtime.sampler import Sampler
+from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.sequence import Sequence
 
 TEXTS = st.one_of(*(st.lists(st.integers(0, size), max_size=40) for size in (0, 1, 2, 5)))
@@ -22,8 +24,16 @@ def brute_force(tokens: list[int], limit: int, sizes: range) -> list[int]:
     return []
 
 
+def sequence(tokens: list[int]) -> Sequence:
+    return Sequence(tokens, Sampler(SamplingParams(), 0))
+
+
+def propose(lookup: PromptLookup, tokens: list[int], limit: int = 5) -> list[int]:
+    return [draft.token for draft in lookup.propose(sequence(tokens), limit)]
+
+
 def proposed(tokens: list[int], limit: int = 5) -> list[int]:
-    return PromptLookup().propose(Sequence(tokens), limit).tokens
+    return propose(PromptLookup(), tokens, limit)
 
 
 @settings(max_examples=100, deadline=None)
@@ -35,44 +45,63 @@ def test_a_proposal_is_what_a_full_scan_finds(tokens: list[int], limit: int) -> 
 @settings(max_examples=100, deadline=None)
 @given(TEXTS, st.integers(1, 4), st.integers(0, 3))
 def test_other_ngram_sizes_are_respected(tokens: list[int], low: int, more: int) -> None:
-    found = PromptLookup(low, low + more).propose(Sequence(tokens), 4).tokens
+    found = propose(PromptLookup(low, low + more), tokens, 4)
     assert found == brute_force(tokens, 4, range(low + more, low - 1, -1))
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=8), st.booleans())
-def test_an_index_grown_in_steps_equals_a_fresh_one(steps: list[list[int]], only_settle: bool) -> None:
-    lookup, sequence = PromptLookup(), Sequence([])
+@given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=8))
+def test_an_index_grown_in_steps_equals_a_fresh_one(steps: list[list[int]]) -> None:
+    lookup, text = PromptLookup(), sequence([])
+    lookup.begin(text, reuse=False)
     for step in steps:
-        sequence.tokens.extend(step)
-        if only_settle:
-            lookup.settle(sequence)
-        else:
-            assert lookup.propose(sequence, 4).tokens == proposed(sequence.tokens, 4)
-    assert lookup.propose(sequence, 4).tokens == proposed(sequence.tokens, 4)
+        text.tokens.extend(step)
+        assert propose(lookup, text.tokens, 4) == proposed(text.tokens, 4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS, st.lists(st.tuples(st.integers(0, 40), TEXTS), min_size=1, max_size=5))
+def test_a_rewound_index_equals_a_fresh_one(tokens: list[int], cuts: list[tuple[int, list[int]]]) -> None:
+    """Rounds read what is proposed, and take back what was not accepted."""
+    lookup, tokens = PromptLookup(), list(tokens)
+    lookup.begin(sequence(tokens), reuse=False)
+    for length, more in cuts:
+        propose(lookup, tokens)
+        del tokens[length:]
+        lookup.rewind(len(tokens))
+        tokens.extend(more)
+        assert propose(lookup, tokens) == proposed(tokens)
 
 
 @settings(max_examples=50, deadline=None)
-@given(TEXTS, TEXTS)
-@example([1, 2, 9, 9], [3, 1, 2])
-@example([1, 2, 3], [1, 2, 3])
-def test_a_second_sequence_sees_nothing_of_the_first(first: list[int], second: list[int]) -> None:
-    lookup, one, other = PromptLookup(), Sequence(first), Sequence(second)
-    assert lookup.propose(one, 4).tokens == proposed(first, 4)
-    assert lookup.propose(other, 4).tokens == proposed(second, 4)
-    one.tokens.extend([7, 8, 7])
-    assert lookup.propose(one, 2).tokens == [8, 7]
+@given(TEXTS, TEXTS, st.booleans())
+@example([1, 2, 9, 9], [3, 1, 2], True)
+@example([1, 2, 3], [1, 2, 3], False)
+def test_a_second_sequence_sees_nothing_of_the_first(first: list[int], second: list[int], reuse: bool) -> None:
+    lookup = PromptLookup()
+    assert propose(lookup, first, 4) == proposed(first, 4)
+    lookup.begin(sequence(second), reuse)
+    assert propose(lookup, second, 4) == proposed(second, 4)
 
 
 @settings(max_examples=50, deadline=None)
 @given(TEXTS, st.integers(0, 12))
 def test_proposing_leaves_the_sequence_alone_and_is_repeatable(tokens: list[int], limit: int) -> None:
-    lookup, sequence = PromptLookup(), Sequence(list(tokens))
-    once = lookup.propose(sequence, limit)
-    assert lookup.propose(sequence, limit) == once
-    assert sequence.tokens == tokens
-    assert len(once.tokens) in (0, limit)
-    assert once.distributions is None
+    lookup, text = PromptLookup(), sequence(list(tokens))
+    once = list(lookup.propose(text, limit))
+    assert list(lookup.propose(text, limit)) == once
+    assert text.tokens == tokens
+    assert len(once) in (0, limit)
+    assert all(draft.distribution is None for draft in once)
+
+
+def test_the_grade_is_the_length_of_the_string_that_a_token_follows() -> None:
+    def grades(tokens: list[int], limit: int) -> list[object]:
+        return [draft.grade for draft in PromptLookup().propose(sequence(tokens), limit)]
+
+    assert grades([5, 5], 3) == [1, 2, 3]
+    assert grades([1, 2, 3, 4, 1, 2, 3], 2) == [3, 4]
+    assert grades([1, 2] * 9, 40)[-1] == 8  # beyond that, hits are about as likely
 
 
 def test_a_longer_ngram_wins_over_a_later_shorter_one() -> None:

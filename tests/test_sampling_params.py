@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quasar.engines.errors import UsageError
@@ -18,7 +19,8 @@ GREEDY = {
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
-    "logprobs": 0,
+    "logprobs": None,
+    "seed": None,
 }
 
 
@@ -34,13 +36,45 @@ def test_defaults_are_plain_greedy_decoding() -> None:
     assert (params["stop"], params["stop_token_ids"], params["ignore_eos"]) == ((), (), False)
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.sampled_from(sorted(GREEDY)), st.one_of(st.floats(), st.integers(-5, 5)))
-def test_a_setting_that_greedy_decoding_cannot_honour_is_refused_by_name_and_value(name: str, value: float) -> None:
-    if value == GREEDY[name]:
+ALLOWED: dict[str, tuple[float, float, bool]] = {  # lowest, highest, whether only integers
+    "temperature": (0, sys.float_info.max, False),
+    "top_k": (0, float("inf"), True),
+    "top_p": (5e-324, 1, False),
+    "min_p": (0, 1, False),
+    "repetition_penalty": (5e-324, sys.float_info.max, False),
+    "presence_penalty": (-2, 2, False),
+    "frequency_penalty": (-2, 2, False),
+    "seed": (0, (1 << 64) - 1, True),
+    "logprobs": (0, 50, True),
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(sorted(ALLOWED)), st.one_of(st.floats(), st.integers(), st.integers(-5, 5), st.sampled_from([1, 2, 50, 51]))
+)
+@example("top_p", 0)
+@example("top_p", 0.0)
+@example("top_p", 1.0000001)
+@example("min_p", -5e-324)
+@example("repetition_penalty", 0.0)
+@example("presence_penalty", 2.0000001)
+@example("frequency_penalty", -2.0000001)
+@example("seed", 1 << 64)
+@example("logprobs", 51)
+@example("top_k", 5.0)
+def test_a_value_is_kept_as_it_is_or_refused_by_name_and_value(name: str, value: float) -> None:
+    low, high, only_integers = ALLOWED[name]
+    if low <= value <= high and not (only_integers and isinstance(value, float)):
         assert getattr(SamplingParams(**{name: value}), name) == value
     else:
-        assert refused(**{name: value}).startswith(f"{name} is {value}")
+        assert refused(**{name: value}).startswith(f"{name} is {value!r}; ")
+
+
+@pytest.mark.parametrize("name", sorted(ALLOWED))
+@pytest.mark.parametrize("value", [True, "1", [1], float("nan")])
+def test_what_is_no_number_is_refused(name: str, value: Any) -> None:
+    assert refused(**{name: value}).startswith(f"{name} is {value!r}; ")
 
 
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), float("-inf")])
@@ -71,7 +105,7 @@ def test_one_stop_string_stands_for_a_tuple_of_one() -> None:
     assert SamplingParams(stop="\n\n").stop == ("\n\n",)
 
 
-def test_what_greedy_decoding_honours_is_kept() -> None:
+def test_what_is_asked_for_is_kept() -> None:
     fields = {"max_new_tokens": 1, "stop": ("a", "b"), "stop_token_ids": (1, 2), "ignore_eos": True, "seed": 7}
     assert SamplingParams(**fields) == dataclasses.replace(SamplingParams(), **fields)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quasar.runtime.statistics import Statistics, difference
+from quasar.runtime.statistics import LevelStatistics, Statistics, difference
 
 ROUNDS = st.lists(st.integers(0, 6).flatmap(lambda proposed: st.tuples(st.just(proposed), st.integers(0, proposed))), max_size=12)
 
@@ -14,7 +14,7 @@ ROUNDS = st.lists(st.integers(0, 6).flatmap(lambda proposed: st.tuples(st.just(p
 def counted(rounds: list[tuple[int, int]]) -> Statistics:
     statistics = Statistics(new_tokens=1)
     for proposed, accepted in rounds:
-        statistics.count_round(proposed, accepted)
+        statistics.levels[-1].count_round(proposed, accepted, proposed + 1, 0.01 * (proposed + 1))
         statistics.new_tokens += accepted + 1
     return statistics
 
@@ -80,16 +80,49 @@ def test_the_dictionary_is_json_with_counters_and_ratios(rounds: list[tuple[int,
     statistics = counted(rounds)
     statistics.engine_seconds = {"int8": 0.5}
     values = statistics.to_dict()
+    level = values.pop("levels")[0]
     assert json.loads(json.dumps(values)) == values
+    assert json.loads(json.dumps(level))["step_ms"] == {str(rows): ms for rows, ms in level["step_ms"].items()}
     names = ("rounds", "proposed", "accepted", "accepted_per_position", "tokens_per_round", "acceptance_rate")
     assert {name: values[name] for name in names} == {name: getattr(statistics, name) for name in names}
     assert {"prefill_seconds", "decode_seconds", "engine_seconds", "tokens_per_second", "outside_share"} <= set(values)
 
 
+@settings(max_examples=100, deadline=None)
+@given(ROUNDS)
+def test_acceptance_per_position_is_relative_to_the_rounds_that_proposed_one_there(rounds: list[tuple[int, int]]) -> None:
+    longest = max((proposed for proposed, _ in rounds), default=0)
+    expected = [
+        sum(accepted > position for _, accepted in rounds) / sum(proposed > position for proposed, _ in rounds)
+        for position in range(longest)
+    ]
+    assert counted(rounds).levels[-1].acceptance_per_position == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(ROUNDS, ROUNDS)
+def test_levels_added_are_those_of_all_rounds(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> None:
+    level = counted(first).levels[-1]
+    level.add(counted(second).levels[-1])
+    assert level == counted(first + second).levels[-1]
+
+
+def test_the_last_level_counts_for_the_generation() -> None:
+    statistics = Statistics(new_tokens=9, levels=[LevelStatistics("int8"), LevelStatistics("float")])
+    statistics.levels[0].count_round(2, 2, 3, 0.1)
+    statistics.levels[0].count_round(2, 2, 3, 0.3)
+    statistics.levels[1].count_round(7, 7, 8, 0.1)
+    assert (statistics.rounds, statistics.proposed, statistics.accepted, statistics.tokens_per_round) == (1, 7, 7, 8.0)
+    assert statistics.levels[0].step_ms == {3: pytest.approx(200)}
+    report = str(statistics)
+    assert "int8: 2 rounds, 3.00 tokens per round, 4 of 4 proposed tokens accepted (100%)" in report
+    assert "float: 1 rounds, 8.00 tokens per round, 7 of 7 proposed tokens accepted (100%)" in report
+
+
 def test_the_dictionary_is_a_snapshot() -> None:
     statistics = counted([(2, 1)])
     values = statistics.to_dict()
-    statistics.count_round(2, 2)
+    statistics.levels[-1].count_round(2, 2, 3, 0.1)
     assert values["accepted_per_position"] == [1]
 
 

@@ -52,7 +52,7 @@ class PromptLookup:
     def rewind(self, length: int) -> None:
         """See `Proposer.rewind`."""
         # the n-gram that ends at position p is indexed once the token at p is known
-        while len(self._journal) >= length > 0:
+        while self._journal and len(self._journal) >= length:
             for ngram, before in reversed(self._journal.pop()):
                 if before is None:
                     del self._index[ngram]

@@ -132,7 +132,7 @@ class SuffixTree:
             else:
                 node.count += 1
                 step.visited.append(node)
-        self._open = step.visited[-self._depth + 1 :]  # strings of the full depth have no children
+        self._open = step.visited[max(len(step.visited) - self._depth + 1, 0) :]  # strings of the full depth have no children
         self._steps.append(step)
 
     def rewind(self, length: int) -> None:

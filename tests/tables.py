@@ -1,0 +1,101 @@
+"""Engines whose logits stand in a table: exact, fast, and strict about their cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from quasar.engines.engine import EngineSpec, Float32, Int64, check_call
+from quasar.runtime.chain import build_chain, parse_chain
+from quasar.runtime.sampler import Acceptance, Sampler
+from quasar.runtime.sampling import SamplingParams
+from quasar.runtime.sequence import Sequence
+from quasar.runtime.slot import Slot
+from quasar.runtime.verifier import Verifier
+
+VOCAB = 8
+NOTHING = -1
+PROMPT = [1, 4, 2, 6, 1, 4, 2, 6, 1, 4, 2]
+"""Every bigram was there before, so weightless proposers propose."""
+
+
+def table(name: str) -> Float32:
+    """Logits by the last two tokens, float32 [V + 1, V, V]; V stands for no token. Tables of all names are similar."""
+    shape = (VOCAB + 1, VOCAB, VOCAB)
+    common = np.random.default_rng(7).normal(0, 1.5, shape)
+    own = np.random.default_rng(list(name.encode())).normal(0, 0.7, shape)
+    return (common + own).astype(np.float32)
+
+
+class TableEngine:
+    """An engine that reads its context from its cache, and from nothing else."""
+
+    def __init__(self, name: str, max_length: int = 64, max_rows: int = 16) -> None:
+        self.spec = EngineSpec(name, VOCAB, max_length, max_rows, 1, "table")
+        self.seconds = 0.0
+        self.cache = np.full(max_length, NOTHING)
+        self._table = table(name)
+        self._buffer = np.empty((max_rows, VOCAB), np.float32)
+
+    def forward(self, tokens: Int64, start: Int64, rows: Int64) -> Float32:
+        """See `Engine.forward`."""
+        check_call(self.spec, tokens, start, rows)
+        begin, fed = int(start[0]), tokens[0]
+        assert (self.cache[:begin] != NOTHING).all(), f"positions up to {begin} are read, and not all of them were written"
+        self.cache[begin : begin + len(fed)] = fed
+        self._buffer.fill(np.nan)  # what an earlier pass gave is gone
+        for i, row in enumerate(rows[0]):
+            position = begin + int(row)
+            before = self.cache[position - 1] if position else VOCAB
+            self._buffer[i] = self._table[before, self.cache[position]]
+        return self._buffer[None, : rows.shape[1]]
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def table_chain(text: str, lengths: list[int | None] | int | None, max_length: int = 64, max_rows: int = 16) -> Verifier:
+    """A chain as it is written, on table engines of these names."""
+    spec = parse_chain(text)
+    slots = {name: Slot(TableEngine(name, max_length, max_rows)) for name in spec.engines}
+    return build_chain(spec, slots, lengths if isinstance(lengths, list) else [lengths] * len(spec.verifiers))
+
+
+def start(
+    verifier: Verifier, params: SamplingParams, acceptance: Acceptance = "matching", prompt: list[int] = PROMPT
+) -> Sequence:
+    """A sequence with its first token."""
+    sequence = Sequence(list(prompt), Sampler(params, len(prompt), acceptance))
+    done, _ = verifier.prefill(sequence, reuse=False)
+    sequence.tokens.extend(done.tokens)
+    return sequence
+
+
+def generate(
+    verifier: Verifier,
+    params: SamplingParams,
+    count: int,
+    acceptance: Acceptance = "matching",
+    slack: int = 8,
+    prompt: list[int] = PROMPT,
+) -> list[int]:
+    """The first `count` new tokens of a generation that could have gone `slack` tokens further."""
+    sequence = start(verifier, params, acceptance, prompt)
+    while sequence.new_count < count:
+        sequence.tokens.extend(verifier.round(sequence, count + slack - sequence.new_count).tokens)
+    return sequence.new_tokens[:count]
+
+
+def chi_square(observed: Float32, expected: Float32) -> float:
+    """Probability that counts like these, or further off, come from `expected`; rare outcomes are taken together."""
+    order = np.argsort(-expected)
+    observed, expected = observed[order], expected[order]
+    assert not observed[expected == 0].any(), "something came up that cannot"
+    common = int((expected >= 5).sum())
+    if expected[common:].sum() > 0:
+        observed, expected = (np.append(x[:common], x[common:].sum()) for x in (observed, expected))
+    else:
+        observed, expected = observed[:common], expected[:common]
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    half = torch.tensor([(len(expected) - 1) / 2, statistic / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half[0], half[1]))
