@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from quasar.runtime.draft.proposer import Draft, Proposer
@@ -52,11 +53,20 @@ class Drafter:
         self._watches = [watch for watch in self._watches if watch.position <= length]
         self.proposer.rewind(length)
 
-    def draft(self, sequence: Sequence, limit: int, pending: int) -> list[Draft]:
+    def rate(self, limit: int, pending: int) -> float:
+        """Tokens a second that a round with this engine's drafts is expected to make; 0 while it rests or is not known."""
+        if self.proposer.weightless or self._rest > 0 or self._token_cost is None or not self._costs.known:
+            return 0.0
+        limit = min(limit, LONGEST_DRAFT)
+        verify = self._costs.estimate(range(pending, pending + limit + 1))
+        return best_length(verify, [self._acceptance.estimate()] * limit, self._token_cost)[1]
+
+    def draft(self, sequence: Sequence, limit: int, pending: int, floor: Callable[[], float]) -> list[Draft]:
         """The next draft, at most `limit` tokens; `sequence` stays as it is.
 
         Args:
             pending: tokens that the verifier is fed besides the draft.
+            floor: gives the tokens a second that the proposers after this one would make.
         """
         length = len(sequence.tokens)
         self._learn(sequence.tokens)
@@ -64,7 +74,7 @@ class Drafter:
             drafts = proposed = list(self.proposer.propose(sequence, min(limit, self._fixed)))
         elif self.proposer.weightless:
             proposed = list(self.proposer.propose(sequence, min(limit, LONGEST_DRAFT)))
-            drafts = proposed[: self._worth(proposed, pending)]
+            drafts = proposed[: self._worth(proposed, pending, floor)]
         else:
             drafts = proposed = self._step_by_step(sequence, min(limit, LONGEST_DRAFT), pending)
         del sequence.tokens[length:]
@@ -72,12 +82,13 @@ class Drafter:
             self._watches.append(_Watch(length, proposed))
         return drafts
 
-    def _worth(self, proposed: list[Draft], pending: int) -> int:
+    def _worth(self, proposed: list[Draft], pending: int, floor: Callable[[], float]) -> int:
         """How many of the tokens, which cost nothing, to have verified."""
         if not proposed or not self._costs.known:  # the first pass times the plain step
             return 0
         verify = self._costs.estimate(range(pending, pending + len(proposed) + 1))
-        return best_length(verify, [self._acceptance.estimate(draft.grade) for draft in proposed], 0.0)
+        rates = [self._acceptance.estimate(draft.grade) for draft in proposed]
+        return best_length(verify, rates, 0.0, floor=floor())[0]
 
     def _step_by_step(self, sequence: Sequence, limit: int, pending: int) -> list[Draft]:
         """Draft while the next token is expected to pay.
@@ -95,7 +106,7 @@ class Drafter:
         source = self.proposer.propose(sequence, limit)
         while (made := len(drafts)) < limit:
             rates[made:] = [typical] * (limit - made)
-            if made >= forced and best_length(verify, rates, self._token_cost or 0.0, made) == made:
+            if made >= forced and best_length(verify, rates, self._token_cost or 0.0, made)[0] == made:
                 if made > 0:
                     break
                 if not self._rested:

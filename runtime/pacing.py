@@ -7,6 +7,8 @@ from collections.abc import Hashable, Sequence
 # share of a new observation in the averages, once there are many
 COST_RATE = 0.1
 ACCEPTANCE_RATE = 1 / 64
+# passes after which a number of rows that did not occur again is forgotten
+MEMORY = 256
 # what one row more is taken to cost while it was never measured: little, so that it will be
 ROW_PRIOR = 0.02
 # what is believed of a grade before it was seen, and for how many observations this counts
@@ -24,6 +26,8 @@ class StepCosts:
         self._level = 0.0
         self._ratios: dict[int, float] = {}
         self._counts: dict[int, int] = {}
+        self._seen: dict[int, int] = {}
+        self._passes = 0
 
     @property
     def known(self) -> bool:
@@ -33,15 +37,27 @@ class StepCosts:
     def observe(self, rows: int, seconds: float) -> None:
         """Record a pass."""
         if not self._ratios:
-            self._level = seconds
+            self._level, self._ratios[rows] = seconds, 1.0
+        expected = self.estimate([rows])[0]
+        surprise = min(seconds / expected - 1, 1.0)  # beyond that, something else had the machine
         count = self._counts[rows] = self._counts.get(rows, 0) + 1
-        if count == 1:
-            self._ratios[rows] = seconds / self._level
-            return
-        surprise = seconds / (self._level * self._ratios[rows]) - 1
-        surprise = min(surprise, 1.0)  # beyond that, something else had the machine
-        self._level *= 1 + COST_RATE * surprise
-        self._ratios[rows] *= 1 + max(COST_RATE / 2, 1 / (count + 1)) * surprise
+        ratio = expected / self._level
+        self._ratios[rows] = ratio * (1 + max(COST_RATE / 2, 1 / count) * surprise)
+        if count > 1:
+            self._level *= 1 + COST_RATE * surprise
+        self._forget(rows)
+
+    def _forget(self, rows: int) -> None:
+        """Drop what was not seen for long: it may have been measured in a bad moment, and is never chosen again for that.
+
+        All but the smallest number of rows, the plain step that everything is compared with.
+        """
+        self._passes += 1
+        self._seen[rows] = self._passes
+        plain = min(self._ratios)
+        for old in [r for r, when in self._seen.items() if r != plain and self._passes - when > MEMORY]:
+            for table in (self._ratios, self._counts, self._seen):
+                del table[old]
 
     def estimate(self, rows: Sequence[int]) -> list[float]:
         """Seconds that passes of these numbers of rows will take: between measured ones on a straight line."""
@@ -83,16 +99,21 @@ class Acceptance:
         return self._rates.get(grade, ACCEPTANCE_PRIOR)
 
 
-def best_length(verify: Sequence[float], acceptance: Sequence[float], token_cost: float, at_least: int = 0) -> int:
-    """The draft length k that maximizes E[tokens(k)] / (verify(k) + k * token_cost); 0 is a candidate like the others.
+def best_length(
+    verify: Sequence[float], acceptance: Sequence[float], token_cost: float, at_least: int = 0, floor: float = 0.0
+) -> tuple[int, float]:
+    """(k, its rate): the draft length that maximizes E[tokens(k)] / (verify(k) + k * token_cost).
+
+    0 is a candidate like the others, and what is chosen where no length has a higher rate than `floor`.
 
     Args:
         verify: seconds to verify a draft of k tokens, for k = 0 .. n.
         acceptance: of each of n tokens that could be drafted, given that all before it were accepted.
         token_cost: seconds to draft a token.
         at_least: tokens that are drafted already.
+        floor: tokens a second to be had otherwise.
     """
-    best, best_rate = at_least, 0.0
+    best, best_rate = at_least, floor
     survival = expected = 1.0
     for k, seconds in enumerate(verify):
         if k > 0:
@@ -101,4 +122,4 @@ def best_length(verify: Sequence[float], acceptance: Sequence[float], token_cost
         rate = expected / (seconds + k * token_cost)
         if k >= at_least and rate > best_rate:
             best, best_rate = k, rate
-    return best
+    return best, best_rate

@@ -7,6 +7,7 @@ from bisect import bisect
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -132,10 +133,15 @@ class Verifier:
             drafter.proposer.forget()
 
     def _draft(self, sequence: Sequence, room: int, pending: int) -> list[Draft]:
-        if room > 0:
-            for drafter in self._drafters:
-                if draft := drafter.draft(sequence, room, pending):
-                    return draft
+        if room <= 0:
+            return []
+
+        def rate_after(place: int) -> float:
+            return max((drafter.rate(room, pending) for drafter in self._drafters[place + 1 :]), default=0.0)
+
+        for place, drafter in enumerate(self._drafters):
+            if draft := drafter.draft(sequence, room, pending, partial(rate_after, place)):
+                return draft
         return []
 
     def _judge(self, sequence: Sequence, draft: list[Draft], logits: Float32) -> tuple[Round, int]:
