@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from quasar.runtime import drafting
 from quasar.runtime.draft.proposer import Draft
 from quasar.runtime.drafting import FIRST_PAUSE, LONGEST_DRAFT, LONGEST_PAUSE, PROBE_LENGTH, Drafter
-from quasar.runtime.pacing import Acceptance, StepCosts, best_length
+from quasar.runtime.pacing import MEMORY, ROW_PRIOR, Acceptance, StepCosts, best_length
 from quasar.runtime.sampler import Sampler
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.sequence import Sequence
@@ -23,9 +23,11 @@ from quasar.runtime.sequence import Sequence
 
 
 def costs(seconds: dict[int, float]) -> StepCosts:
+    """As many passes of each as make a settled average."""
     made = StepCosts()
-    for rows, value in seconds.items():
-        made.observe(rows, value)
+    for _ in range(100):
+        for rows, value in seconds.items():
+            made.observe(rows, value)
     return made
 
 
@@ -33,36 +35,26 @@ def test_measured_costs_are_known_and_others_lie_between() -> None:
     assert not StepCosts().known
     made = costs({1: 1.0, 5: 2.0, 9: 6.0})
     assert made.known
-    assert made.estimate([1, 5, 9]) == pytest.approx([1.0, 2.0, 6.0])
-    assert made.estimate([3, 6, 8]) == pytest.approx([1.5, 3.0, 5.0])
+    assert made.estimate([1, 5, 9]) == pytest.approx([1.0, 2.0, 6.0], rel=0.01)
+    assert made.estimate([3, 6, 8]) == pytest.approx([1.5, 3.0, 5.0], rel=0.01)
 
 
 def test_more_rows_than_measured_cost_a_little_more_and_fewer_the_same() -> None:
     made = costs({3: 1.0, 5: 2.0})
-    assert made.estimate([1, 2]) == pytest.approx([1.0, 1.0])
-    assert made.estimate([6, 10]) == pytest.approx([2.04, 2.2])
+    assert made.estimate([1, 2]) == pytest.approx([1.0, 1.0], rel=0.01)
+    assert made.estimate([6, 10]) == pytest.approx([2.04, 2.2], rel=0.01)
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.dictionaries(st.integers(1, 40), st.floats(1e-4, 10), min_size=1), st.lists(st.integers(1, 60), min_size=1))
-def test_costs_are_those_of_measured_neighbours_in_any_order(seconds: dict[int, float], wanted: list[int]) -> None:
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.integers(1, 40), st.floats(0.1, 10), min_size=1, max_size=5), st.lists(st.integers(1, 60), min_size=1))
+def test_costs_settle_at_what_was_measured_in_any_order(seconds: dict[int, float], wanted: list[int]) -> None:
     made = costs(seconds)
-    assert made.estimate(wanted) == pytest.approx([made.estimate([rows])[0] for rows in wanted])
-    for rows, value in seconds.items():
-        assert made.estimate([rows]) == pytest.approx([value])
-
-
-def settled() -> StepCosts:
-    """1 second for a row and 2 for five, seen often."""
-    made = StepCosts()
-    for _ in range(50):
-        made.observe(1, 1.0)
-        made.observe(5, 2.0)
-    return made
+    assert made.estimate(wanted) == [made.estimate([rows])[0] for rows in wanted]
+    assert made.estimate(list(seconds)) == pytest.approx(list(seconds.values()), rel=0.1)
 
 
 def test_a_machine_that_gets_slower_does_so_for_every_number_of_rows() -> None:
-    made = settled()
+    made = costs({1: 1.0, 5: 2.0})
     for _ in range(200):
         made.observe(1, 3.0)
     one, five = made.estimate([1, 5])
@@ -74,19 +66,31 @@ def test_a_machine_that_gets_slower_does_so_for_every_number_of_rows() -> None:
     assert made.estimate([1, 5]) == pytest.approx([3.0, 6.0], rel=0.05)
 
 
-def test_a_first_measurement_that_was_held_up_is_soon_corrected() -> None:
-    made = costs({1: 1.0, 5: 50.0})
-    for _ in range(30):
-        made.observe(1, 1.0)
-        made.observe(5, 2.0)
-    assert made.estimate([1, 5]) == pytest.approx([1.0, 2.0], rel=0.5)
-
-
 def test_a_pass_that_something_else_held_up_moves_little() -> None:
-    made = settled()
+    made = costs({1: 1.0, 5: 2.0})
     made.observe(1, 1000.0)
     assert made.estimate([1])[0] < 1.2
     assert made.estimate([5])[0] < 2.3
+
+
+def test_a_first_pass_that_was_held_up_is_not_believed_and_soon_corrected() -> None:
+    made = costs({1: 1.0})
+    made.observe(5, 1000.0)
+    assert made.estimate([5])[0] < 2.3
+    for _ in range(30):
+        made.observe(1, 1.0)
+        made.observe(5, 1.2)
+    assert made.estimate([1, 5]) == pytest.approx([1.0, 1.2], rel=0.05)
+
+
+def test_what_was_not_seen_for_long_is_forgotten_but_for_the_plain_step() -> None:
+    """A number of rows measured in a bad moment is not chosen again, so nothing else would correct it."""
+    made = costs({1: 1.0, 3: 1.1})
+    made.observe(7, 2.0)
+    assert made.estimate([7])[0] > 1.6
+    for _ in range(MEMORY + 1):
+        made.observe(3, 1.1)
+    assert made.estimate([1, 3, 7]) == pytest.approx([1.0, 1.1, 1.1 * (1 + 4 * ROW_PRIOR)], rel=0.02)
 
 
 # ------------------------------------------------------------------------------------------------ acceptance
@@ -151,18 +155,21 @@ def test_the_best_length_has_the_highest_rate(case: tuple[list[float], list[floa
             tokens += probability * (accepted + 1)
         return tokens / (verify[k] + k * token_cost)
 
-    best = best_length(verify, acceptance, token_cost, at_least)
+    best, shown = best_length(verify, acceptance, token_cost, at_least)
     assert at_least <= best < len(verify)
-    assert rate(best) == pytest.approx(max(rate(k) for k in range(at_least, len(verify))))
+    assert shown == pytest.approx(rate(best)) == pytest.approx(max(rate(k) for k in range(at_least, len(verify))))
+    above, below = (best_length(verify, acceptance, token_cost, at_least, shown * factor) for factor in (1.01, 0.99))
+    assert above == (at_least, pytest.approx(shown * 1.01))
+    assert below == (best, shown)
 
 
 def test_no_draft_is_a_candidate_like_the_others() -> None:
     verify = [1.0 + 0.02 * k for k in range(9)]
-    assert best_length(verify, [0.0] * 8, 0.0) == 0
-    assert best_length(verify, [0.9] * 8, 10.0) == 0
-    assert best_length([1.0, 2.0, 3.0], [0.9, 0.9], 0.0) == 0
-    assert best_length(verify, [1.0] * 8, 0.0) == 8
-    assert best_length([1.0], [], 0.0) == 0
+    assert best_length(verify, [0.0] * 8, 0.0) == (0, 1.0)
+    assert best_length(verify, [0.9] * 8, 10.0) == (0, 1.0)
+    assert best_length([1.0, 2.0, 3.0], [0.9, 0.9], 0.0) == (0, 1.0)
+    assert best_length(verify, [1.0] * 8, 0.0) == (8, 9 / 1.16)
+    assert best_length([0.5], [], 0.0) == (0, 2.0)
 
 
 # ------------------------------------------------------------------------------------------------ the drafter
@@ -198,20 +205,29 @@ class Oracle:
             yield Draft(len(sequence.tokens) + i if self.right else -1, "grade")
 
 
+class Known:
+    """1 second for a row, and 0.05 for each one more."""
+
+    known = True
+
+    def estimate(self, rows: Iterable[int]) -> list[float]:
+        return [0.95 + 0.05 * count for count in rows]
+
+
 class Game:
-    """Rounds of a drafter whose verifier takes 1 second, and 0.05 more for each drafted token."""
+    """Rounds of a drafter whose verifier takes what is `Known`."""
 
     def __init__(self, oracle: Oracle, monkeypatch: pytest.MonkeyPatch, fixed: int | None = None) -> None:
         monkeypatch.setattr(drafting, "time", SimpleNamespace(perf_counter=lambda: oracle.now))
         self.oracle = oracle
-        self.drafter = Drafter(oracle, costs({rows: 0.95 + 0.05 * rows for rows in range(1, 40)}), fixed)
+        self.drafter = Drafter(oracle, Known(), fixed)  # type: ignore[arg-type]
         self.sequence = Sequence([0], Sampler(SamplingParams(), 1))
         self.drafter.begin(self.sequence, False)
 
-    def round(self, limit: int = 64) -> int:
+    def round(self, limit: int = 64, floor: float = 0.0) -> int:
         """Play a round and say how many tokens were drafted."""
         tokens = self.sequence.tokens
-        drafts = self.drafter.draft(self.sequence, limit, 1)
+        drafts = self.drafter.draft(self.sequence, limit, 1, lambda: floor)
         assert len(drafts) <= limit
         accepted = len(drafts) if self.oracle.right else 0
         self.drafter.rewind(len(tokens) + accepted)
@@ -297,12 +313,12 @@ def test_a_draft_that_followed_rejected_tokens_is_not_held_against_the_proposer(
     tokens = game.sequence.tokens
     length = len(tokens)
     tokens.extend([77, 78])
-    game.drafter.draft(game.sequence, 4, 1)
+    game.drafter.draft(game.sequence, 4, 1, lambda: 0.0)
     before = game.drafter._acceptance.estimate("grade")
     del tokens[length:]
     game.drafter.rewind(length)
     tokens.extend([5] * 9)
-    game.drafter.draft(game.sequence, 4, 1)
+    game.drafter.draft(game.sequence, 4, 1, lambda: 0.0)
     assert game.drafter._acceptance.estimate("grade") == before
 
 
@@ -310,7 +326,7 @@ def test_nothing_is_learned_past_the_first_token_that_missed(monkeypatch: pytest
     """What would have followed another token was not asked."""
     game = Game(Oracle(True), monkeypatch)
     tokens = game.sequence.tokens
-    game.drafter.draft(game.sequence, 6, 1)
+    game.drafter.draft(game.sequence, 6, 1, lambda: 0.0)
     expected = Acceptance()
     expected.observe("grade", False)
     for more in ([9], [2], [3], [4]):  # the draft was 1, 2, 3, ...
@@ -323,5 +339,27 @@ def test_a_draft_leaves_the_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     game = Game(Oracle(False), monkeypatch)
     game.rounds(3)
     before = list(game.sequence.tokens)
-    game.drafter.draft(game.sequence, 9, 1)
+    game.drafter.draft(game.sequence, 9, 1, lambda: 0.0)
     assert game.sequence.tokens == before
+
+
+def test_a_weightless_draft_must_beat_what_the_engines_after_it_would_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    game = Game(Oracle(True), monkeypatch)
+    game.rounds(80)
+    best = 33 / (0.95 + 0.05 * 33)  # all of the longest draft, as it is nearly sure
+    assert game.round(floor=0.9 * best) == LONGEST_DRAFT
+    assert game.round(floor=1.1 * best) == 0
+
+
+def test_an_engine_says_what_its_drafts_would_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = Oracle(False, cost=0.05)
+    game = Game(oracle, monkeypatch)
+    assert game.drafter.rate(64, 1) == 0  # nothing was drafted yet
+    game.rounds(80)
+    assert game.drafter.rate(64, 1) == pytest.approx(33 / (1 + 32 * 0.1), rel=0.1)
+    assert game.drafter.rate(1, 1) == pytest.approx(2 / 1.1, rel=0.05)
+    oracle.right = False
+    game.rounds(300)
+    assert game.drafter._rest > 0
+    assert game.drafter.rate(64, 1) == 0
+    assert Game(Oracle(True), monkeypatch).drafter.rate(64, 1) == 0  # costs nothing, so it is asked itself
