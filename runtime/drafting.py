@@ -39,7 +39,8 @@ class Drafter:
         self._fixed = fixed
         self._acceptance = Acceptance()
         self._watches: list[_Watch] = []
-        self._token_cost: float | None = None
+        # of the last tokens, older ones counting less
+        self._drafting_seconds = self._drafted_tokens = 0.0
         # rounds to rest once drafts do not pay, rounds left of that, and whether a rest was just over
         self._pause, self._rest, self._rested = FIRST_PAUSE, 0, False
 
@@ -125,10 +126,16 @@ class Drafter:
         return drafts
 
     def _observe_cost(self, seconds: float, made: int) -> None:
-        if self._token_cost is None:
-            self._token_cost = seconds
-        elif made > 0 or not self._rested:  # the first token after a rest pays for all that was not read meanwhile
-            self._token_cost += COST_RATE * (min(seconds, 4 * self._token_cost) - self._token_cost)
+        """Record how long a token took to draft. A verifier drafts in runs, of which the first token takes all the time."""
+        if made == 0 and self._rested:
+            return  # it also pays for all that was not read during the rest
+        self._drafting_seconds += seconds - COST_RATE / 2 * self._drafting_seconds
+        self._drafted_tokens += 1 - COST_RATE / 2 * self._drafted_tokens
+
+    @property
+    def _token_cost(self) -> float | None:
+        """Seconds to draft a token; None before the first."""
+        return self._drafting_seconds / self._drafted_tokens if self._drafted_tokens else None
 
     def _learn(self, tokens: list[int]) -> None:
         """Compare watched drafts with what the text became."""

@@ -57,6 +57,7 @@ class Verifier:
         self.name = slot.engine.spec.name
         self._costs = StepCosts()
         self._drafters = [Drafter(proposer, self._costs, draft_length) for proposer in proposers]
+        self._scratch = np.empty(slot.engine.spec.vocab_size, np.float32)
         self.statistics = LevelStatistics(self.name)
 
     def levels(self) -> list[Verifier]:
@@ -109,7 +110,7 @@ class Verifier:
         while made < limit:
             done = self.round(sequence, limit - made)
             drafts = [
-                Draft(token, _confidence(done.logits[i], token), done.distributions[i] if done.distributions else None)
+                Draft(token, self._confidence(done.logits[i], token), done.distributions[i] if done.distributions else None)
                 for i, token in enumerate(done.tokens)
             ]
             sequence.tokens.extend(done.tokens)
@@ -144,6 +145,12 @@ class Verifier:
                 return draft
         return []
 
+    def _confidence(self, logits: Float32, token: int) -> int:
+        """Grade of a token by its probability."""
+        best = logits.max()
+        weights = np.exp(np.subtract(logits, best, out=self._scratch), out=self._scratch)
+        return bisect(CONFIDENCES, float(np.exp(logits[token] - best) / weights.sum()))
+
     def _judge(self, sequence: Sequence, draft: list[Draft], logits: Float32) -> tuple[Round, int]:
         """(the round, draft tokens accepted)"""
         sampler, tokens = sequence.sampler, [drafted.token for drafted in draft]
@@ -163,8 +170,3 @@ class Verifier:
             choices = (sampler.choose(row, context[: length + i]) for i, row in enumerate(logits))
             accepted, following = accept_matching(choices, tokens)
         return Round([*tokens[:accepted], following], logits[: accepted + 1], kept or None), accepted
-
-
-def _confidence(logits: Float32, token: int) -> int:
-    """Grade of a token by its probability."""
-    return bisect(CONFIDENCES, float(np.exp(logits[token] - logits.max()) / np.exp(logits - logits.max()).sum()))
