@@ -7,13 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from quasar.runtime.draft.proposer import Draft, Proposer
-from quasar.runtime.pacing import COST_RATE, Acceptance, StepCosts, best_length
+from quasar.runtime.pacing import Acceptance, StepCosts, TokenCost, best_length
 from quasar.runtime.sequence import Sequence
 
 LONGEST_DRAFT = 32
 # rounds until an engine whose drafts did not pay may try again, at first and at most, and the tokens it drafts then
 FIRST_PAUSE, LONGEST_PAUSE = 16, 1024
-PROBE_LENGTH = 2
+PROBE_LENGTH = 3
+# rounds in which an engine drafts that much before it is judged
+FIRST_ROUNDS = 3
 
 
 @dataclass
@@ -39,8 +41,7 @@ class Drafter:
         self._fixed = fixed
         self._acceptance = Acceptance()
         self._watches: list[_Watch] = []
-        # of the last tokens, older ones counting less
-        self._drafting_seconds = self._drafted_tokens = 0.0
+        self._token_cost = TokenCost()
         # rounds to rest once drafts do not pay, rounds left of that, and whether a rest was just over
         self._pause, self._rest, self._rested = FIRST_PAUSE, 0, False
 
@@ -56,11 +57,11 @@ class Drafter:
 
     def rate(self, limit: int, pending: int) -> float:
         """Tokens a second that a round with this engine's drafts is expected to make; 0 while it rests or is not known."""
-        if self.proposer.weightless or self._rest > 0 or self._token_cost is None or not self._costs.known:
+        if self.proposer.weightless or self._rest > 0 or self._token_cost.samples == 0 or not self._costs.known:
             return 0.0
         limit = min(limit, LONGEST_DRAFT)
         verify = self._costs.estimate(range(pending, pending + limit + 1))
-        return best_length(verify, [self._acceptance.estimate()] * limit, self._token_cost)[1]
+        return best_length(verify, [self._acceptance.estimate()] * limit, self._token_cost.estimate())[1]
 
     def draft(self, sequence: Sequence, limit: int, pending: int, floor: Callable[[], float]) -> list[Draft]:
         """The next draft, at most `limit` tokens; `sequence` stays as it is.
@@ -100,42 +101,32 @@ class Drafter:
             self._rest = max(self._rest - 1, 0)
             return []
         verify = self._costs.estimate(range(pending, pending + limit + 1))
-        typical = self._acceptance.estimate()
-        forced = min(limit, PROBE_LENGTH) if self._token_cost is None else 0
+        typical, token_cost = self._acceptance.estimate(), self._token_cost.estimate()
+        # the first rounds are too few to judge by
+        forced = min(limit, PROBE_LENGTH) if self._token_cost.samples < FIRST_ROUNDS else 0
         drafts: list[Draft] = []
         rates: list[float] = []
+        stamps = [time.perf_counter()]
         source = self.proposer.propose(sequence, limit)
         while (made := len(drafts)) < limit:
             rates[made:] = [typical] * (limit - made)
-            if made >= forced and best_length(verify, rates, self._token_cost or 0.0, made)[0] == made:
+            if made >= forced and best_length(verify, rates, token_cost, made)[0] == made:
                 if made > 0:
                     break
                 if not self._rested:
                     self._rest, self._rested = self._pause, True
                     return []
                 forced = min(limit, PROBE_LENGTH)
-            begin = time.perf_counter()
             draft = next(source, None)
             if draft is None:
                 break
-            self._observe_cost(time.perf_counter() - begin, made)
+            stamps.append(time.perf_counter())
             drafts.append(draft)
             rates[made] = self._acceptance.estimate(draft.grade)
-        self._pause = min(2 * self._pause, LONGEST_PAUSE) if forced else FIRST_PAUSE
+        self._token_cost.observe(stamps[1:] if self._rested else stamps)
+        self._pause = min(2 * self._pause, LONGEST_PAUSE) if self._rested and forced else FIRST_PAUSE
         self._rested = False
         return drafts
-
-    def _observe_cost(self, seconds: float, made: int) -> None:
-        """Record how long a token took to draft. A verifier drafts in runs, of which the first token takes all the time."""
-        if made == 0 and self._rested:
-            return  # it also pays for all that was not read during the rest
-        self._drafting_seconds += seconds - COST_RATE / 2 * self._drafting_seconds
-        self._drafted_tokens += 1 - COST_RATE / 2 * self._drafted_tokens
-
-    @property
-    def _token_cost(self) -> float | None:
-        """Seconds to draft a token; None before the first."""
-        return self._drafting_seconds / self._drafted_tokens if self._drafted_tokens else None
 
     def _learn(self, tokens: list[int]) -> None:
         """Compare watched drafts with what the text became."""

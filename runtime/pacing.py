@@ -7,6 +7,8 @@ from collections.abc import Hashable, Sequence
 # share of a new observation in the averages, once there are many
 COST_RATE = 0.1
 ACCEPTANCE_RATE = 1 / 64
+# drafts of which the lowest cost counts
+FEW = 8
 # passes after which a number of rows that did not occur again is forgotten
 MEMORY = 256
 # what one row more is taken to cost while it was never measured: little, so that it will be
@@ -75,6 +77,32 @@ class StepCosts:
                 ratio = y0 + (y1 - y0) * (wanted - r0) / (r1 - r0)
             seconds.append(self._level * ratio)
         return seconds
+
+
+class TokenCost:
+    """Seconds to draft a token, from whole drafts: a verifier drafts in runs, of which the first token takes all the time.
+
+    At first the lowest: an engine's first passes are slow, and such a figure would keep it from ever being asked again.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._seconds = 0.0
+
+    def observe(self, stamps: Sequence[float]) -> None:
+        """Record a draft: when it began, and when each of its tokens was there."""
+        if len(stamps) < 2:
+            return
+        seconds = (stamps[-1] - stamps[0]) / (len(stamps) - 1)
+        self.samples += 1
+        if self.samples <= FEW:
+            self._seconds = min(seconds, self._seconds) if self.samples > 1 else seconds
+        else:
+            self._seconds += COST_RATE * (min(seconds, 2 * self._seconds) - self._seconds)
+
+    def estimate(self) -> float:
+        """Seconds; 0 before the first draft."""
+        return self._seconds
 
 
 class Acceptance:

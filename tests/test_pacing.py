@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from quasar.runtime import drafting
 from quasar.runtime.draft.proposer import Draft
 from quasar.runtime.drafting import FIRST_PAUSE, LONGEST_DRAFT, LONGEST_PAUSE, PROBE_LENGTH, Drafter
-from quasar.runtime.pacing import MEMORY, ROW_PRIOR, Acceptance, StepCosts, best_length
+from quasar.runtime.pacing import MEMORY, Acceptance, StepCosts, TokenCost, best_length
 from quasar.runtime.sampler import Sampler
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.sequence import Sequence
@@ -363,3 +363,26 @@ def test_an_engine_says_what_its_drafts_would_make(monkeypatch: pytest.MonkeyPat
     assert game.drafter._rest > 0
     assert game.drafter.rate(64, 1) == 0
     assert Game(Oracle(True), monkeypatch).drafter.rate(64, 1) == 0  # costs nothing, so it is asked itself
+
+
+def test_the_cost_of_a_token_survives_a_cold_start() -> None:
+    """An engine's first pass can take many times as long as the others."""
+    cost = TokenCost()
+    assert (cost.samples, cost.estimate()) == (0, 0.0)
+    for begin, seconds in enumerate([5.0, 0.1, 0.1]):
+        cost.observe([begin, begin + seconds / 2, begin + seconds])
+    assert cost.estimate() == pytest.approx(0.05)
+    for _ in range(50):
+        cost.observe([0.0, 0.2, 0.2, 0.2, 0.2])  # a run: the first token takes all the time
+    assert cost.estimate() == pytest.approx(0.05)
+    cost.observe([1.0])  # nothing was drafted
+    assert cost.estimate() == pytest.approx(0.05)
+
+
+def test_an_engine_that_was_slow_at_first_is_used_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = Oracle(False, cost=50.0)
+    game = Game(oracle, monkeypatch)
+    game.rounds(2)
+    oracle.cost = 0.01
+    lengths = game.rounds(60)
+    assert sum(length > PROBE_LENGTH for length in lengths) > 30
