@@ -11,11 +11,10 @@ from quasar.runtime.pacing import Acceptance, StepCosts, TokenCost, best_length
 from quasar.runtime.sequence import Sequence
 
 LONGEST_DRAFT = 32
-# rounds until an engine whose drafts did not pay may try again, at first and at most, and the tokens it drafts then
-FIRST_PAUSE, LONGEST_PAUSE = 16, 1024
-PROBE_LENGTH = 3
-# rounds in which an engine drafts that much before it is judged
-FIRST_ROUNDS = 3
+# sequences until an engine whose drafts did not pay may try again, at the most
+LONGEST_PAUSE = 16
+# tokens that it drafts a round before it is judged, and in how many rounds
+PROBE_LENGTH, TRIALS = 3, 2
 
 
 @dataclass
@@ -42,12 +41,15 @@ class Drafter:
         self._acceptance = Acceptance()
         self._watches: list[_Watch] = []
         self._token_cost = TokenCost()
-        # rounds to rest once drafts do not pay, rounds left of that, and whether a rest was just over
-        self._pause, self._rest, self._rested = FIRST_PAUSE, 0, False
+        # sequences to rest once drafts do not pay, sequences left of that, and rounds to draft in before that is judged
+        self._pause, self._resting, self._trials = 1, 0, TRIALS
 
     def begin(self, sequence: Sequence, reuse: bool) -> None:
         """See `Proposer.begin`."""
         self._watches.clear()
+        if self._resting > 0:
+            self._resting -= 1
+            self._trials = TRIALS
         self.proposer.begin(sequence, reuse)
 
     def rewind(self, length: int) -> None:
@@ -57,7 +59,7 @@ class Drafter:
 
     def rate(self, limit: int, pending: int) -> float:
         """Tokens a second that a round with this engine's drafts is expected to make; 0 while it rests or is not known."""
-        if self.proposer.weightless or self._rest > 0 or self._token_cost.samples == 0 or not self._costs.known:
+        if self.proposer.weightless or self._resting > 0 or self._token_cost.samples == 0 or not self._costs.known:
             return 0.0
         limit = min(limit, LONGEST_DRAFT)
         verify = self._costs.estimate(range(pending, pending + limit + 1))
@@ -95,15 +97,14 @@ class Drafter:
     def _step_by_step(self, sequence: Sequence, limit: int, pending: int) -> list[Draft]:
         """Draft while the next token is expected to pay.
 
-        An engine whose drafts do not pay rests, and then drafts a little all the same, to see whether that is still so.
+        An engine whose drafts do not pay rests until another sequence begins. Within one it would have to read all that was
+        written meanwhile, which costs more than a probe may.
         """
-        if self._rest > 0 or not self._costs.known:
-            self._rest = max(self._rest - 1, 0)
+        if self._resting > 0 or not self._costs.known:
             return []
         verify = self._costs.estimate(range(pending, pending + limit + 1))
         typical, token_cost = self._acceptance.estimate(), self._token_cost.estimate()
-        # the first rounds are too few to judge by
-        forced = min(limit, PROBE_LENGTH) if self._token_cost.samples < FIRST_ROUNDS else 0
+        forced = min(limit, PROBE_LENGTH) if self._trials > 0 else 0
         drafts: list[Draft] = []
         rates: list[float] = []
         stamps = [time.perf_counter()]
@@ -111,21 +112,19 @@ class Drafter:
         while (made := len(drafts)) < limit:
             rates[made:] = [typical] * (limit - made)
             if made >= forced and best_length(verify, rates, token_cost, made)[0] == made:
-                if made > 0:
-                    break
-                if not self._rested:
-                    self._rest, self._rested = self._pause, True
-                    return []
-                forced = min(limit, PROBE_LENGTH)
+                break
             draft = next(source, None)
             if draft is None:
                 break
             stamps.append(time.perf_counter())
             drafts.append(draft)
             rates[made] = self._acceptance.estimate(draft.grade)
-        self._token_cost.observe(stamps[1:] if self._rested else stamps)
-        self._pause = min(2 * self._pause, LONGEST_PAUSE) if self._rested and forced else FIRST_PAUSE
-        self._rested = False
+        self._token_cost.observe(stamps)
+        if not drafts:
+            self._resting, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
+        elif not forced:
+            self._pause = 1
+        self._trials = max(self._trials - 1, 0)
         return drafts
 
     def _learn(self, tokens: list[int]) -> None:
