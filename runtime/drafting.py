@@ -17,6 +17,10 @@ LONGEST_PAUSE = 16
 PROBE_LENGTH, TRIALS = 3, 2
 
 
+# how many times the speed of plain decoding an engine's drafts must promise: estimates are not better than this
+WORTHWHILE = 1.03
+
+
 @dataclass
 class _Watch:
     """A draft whose tokens are compared with what the text became, also those that nobody verified."""
@@ -111,7 +115,8 @@ class Drafter:
         source = self.proposer.propose(sequence, limit)
         while (made := len(drafts)) < limit:
             rates[made:] = [typical] * (limit - made)
-            if made >= forced and best_length(verify, rates, token_cost, made)[0] == made:
+            floor = WORTHWHILE / verify[0] if made == 0 else 0.0
+            if made >= forced and best_length(verify, rates, token_cost, made, floor)[0] == made:
                 break
             draft = next(source, None)
             if draft is None:
