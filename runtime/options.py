@@ -62,7 +62,7 @@ def parse_draft_length(text: str | None) -> DraftLength:
     if text is None:
         return None
     try:
-        lengths = [int(part) for part in text.split(",")]
+        lengths = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--draft-length {text}: give a number, or numbers with commas between them") from None
     return lengths[0] if len(lengths) == 1 else lengths

@@ -135,6 +135,6 @@ def test_an_unknown_acceptance_of_the_api(demo_bundle: Path) -> None:
         load(demo_bundle, chain="int8", acceptance="sometimes")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("text", "expected"), [(None, None), ("5", 5), ("0", 0), ("5,16", [5, 16]), (" 5 , 16 ", [5, 16])])
+@pytest.mark.parametrize(("text", "expected"), [(None, None), ("5", 5), ("0", 0), ("5,16", (5, 16)), (" 5 , 16 ", (5, 16))])
 def test_draft_lengths_as_they_are_written(text: str | None, expected: Any) -> None:
     assert parse_draft_length(text) == expected

@@ -143,6 +143,15 @@ def test_the_sweep_covers_every_point(demo_bundle: Path, prompts: Path) -> None:
         assert point["tokens_per_round"] >= 1
 
 
+def test_a_draft_length_for_each_verifier(demo_bundle: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--chains", "prompt-lookup > int8 > float", "--draft-length", "2,5", "--limit", "1", "--repeat", "1", "--json"]
+    assert main([str(demo_bundle), "--prompts", str(prompts), "--no-memory", "--max-new-tokens", "12", *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    levels = {row["chain"]: row["levels"] for row in found["chains"]}["prompt-lookup > int8 > float"]
+    assert [len(level["acceptance_per_position"]) <= k for level, k in zip(levels, (2, 5), strict=True)] == [True, True]
+    assert levels[1]["proposed"] > 0
+
+
 def test_ctrl_c_keeps_whole_prompts(demo_bundle: Path, prompts: Path) -> None:
     answers = 0
 

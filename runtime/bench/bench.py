@@ -10,10 +10,10 @@ from quasar.engines.bundle import Bundle
 from quasar.engines.errors import UsageError
 from quasar.runtime.bench import fidelity, machine
 from quasar.runtime.bench.figures import FLOAT, chain_figures, denominators
-from quasar.runtime.bench.measure import Measurement, Run, Variant, measure
+from quasar.runtime.bench.measure import Measurement, Variant, measure
 from quasar.runtime.bench.prompts import Prompts, opening
 from quasar.runtime.bench.sweep import sweep_figures, sweep_variants
-from quasar.runtime.chain import ChainSpec
+from quasar.runtime.chain import ChainSpec, parse_chain
 from quasar.runtime.engine_pool import EnginePool
 from quasar.runtime.generate import DraftLength, Model, choose_chain, draft_lengths
 from quasar.runtime.sampler import Acceptance
@@ -139,7 +139,7 @@ class Bench:
         """Plain engines, and the chains that speed them up."""
         engines = self._bundle.manifest.engines
         wanted = ("float", "int8", "prompt-lookup > int8", "suffix > int8", "int4 > int8", "prompt-lookup > int8 > float")
-        chains = [choose_chain(self._bundle, text) for text in wanted if all(n in engines for n in _engines_of(text))]
+        chains = [chain for chain in map(parse_chain, wanted) if all(name in engines for name in chain.engines)]
         return chains or [choose_chain(self._bundle, None)]
 
     def _model(self, variant: Variant) -> Model:
@@ -211,12 +211,3 @@ class Bench:
         if self._settings.acceptance == "rejection" and not self._settings.params.greedy:
             notes.append("with --acceptance rejection, sampled answers of different chains are not comparable token by token")
         return notes
-
-
-def _engines_of(text: str) -> tuple[str, ...]:
-    from quasar.runtime.chain import parse_chain
-
-    return parse_chain(text).engines
-
-
-__all__ = ["Bench", "Run", "Settings"]
