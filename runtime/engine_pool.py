@@ -29,6 +29,8 @@ class EnginePool:
         self._batch_invariant = batch_invariant
         self._loaded: dict[str, OnnxEngine] = {}
         self._slots: dict[str, Slot] = {}
+        # whose text the caches hold: chains that share engines take turns, one generation at a time
+        self.user: object = None
 
     def slots(self, chain: ChainSpec) -> dict[str, Slot]:
         """Slots of the chain's engines, by name.

@@ -117,7 +117,6 @@ class Model:
         self.verifier = build_chain(chain, slots, lengths)
         self.max_length = self.verifier.slot.engine.spec.max_length
         self.vocab_size = self.verifier.slot.engine.spec.vocab_size
-        self._current: Generation | None = None
 
     def __enter__(self) -> Model:
         return self
@@ -179,8 +178,9 @@ class Model:
             raise QuasarError("the model is closed; load it again")
         ids = self.tokenize(prompt if messages is None else messages)
         continued = ids if isinstance(prompt, str) else []
-        self._current = Generation(self, ids, params or SamplingParams(), reuse_cache, continued)
-        return self._current
+        generation = Generation(self, ids, params or SamplingParams(), reuse_cache, continued)
+        self._pool.user = generation
+        return generation
 
     def tokenize(self, prompt: Any) -> list[int]:
         """The ids that a prompt stands for, checked against the vocabulary and the context."""
@@ -202,8 +202,8 @@ class Model:
         return ids
 
     def is_current(self, generation: Generation) -> bool:
-        """Whether the cache belongs to this generation."""
-        return self._current is generation
+        """Whether the caches belong to this generation."""
+        return self._pool.user is generation
 
 
 def _is_many(prompt: Any) -> bool:

@@ -156,7 +156,7 @@ class Generation:
 
     def _check_current(self) -> None:
         if not self._model.is_current(self):
-            raise QuasarError("another generation was started on this model; finish one before you start the next")
+            raise QuasarError("another generation was started on these engines; finish one before you start the next")
 
 
 def _logprob(logits: Float32, token: int, count: int) -> Logprob:

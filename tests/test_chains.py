@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from quasar.engines.bundle import open_bundle
-from quasar.engines.errors import UsageError
+from quasar.engines.errors import QuasarError, UsageError
 from quasar.runtime import Model, Result, SamplingParams, load
 from quasar.runtime.chain import parse_chain
 from quasar.runtime.engine_pool import EnginePool
@@ -134,17 +134,24 @@ def test_a_seed_is_an_answer(make: Make, rule: Acceptance) -> None:
 
 
 def test_two_chains_on_one_pool_take_turns(make: Make, alone: dict[str, list[list[int]]]) -> None:
-    """Each engine's one cache goes back and forth between them, also in the middle of an answer."""
+    """Each engine's one cache goes back and forth between them."""
     models = [make("prompt-lookup > int8 > float", [3, 8]), make("int4 > int8 > float", [2, 5]), make("float")]
     for _ in range(2):
         for i in range(len(QUESTIONS)):
             for model in models:
                 assert model.generate(chat(QUESTIONS[i]), GREEDY).ids == alone["greedy"][i]
-    generations = [model.stream(chat(QUESTIONS[0]), GREEDY) for model in models]
-    for generation in generations:
-        next(generation)  # and is left there
-    for model in models:
-        assert model.generate(chat(QUESTIONS[1]), GREEDY).ids == alone["greedy"][1]
+
+
+def test_another_chain_on_the_pool_ends_a_generation_instead_of_spoiling_it(
+    make: Make, alone: dict[str, list[list[int]]]
+) -> None:
+    model, other = make("prompt-lookup > int8 > float", [3, 8]), make("int4 > float", 2)
+    first = model.stream(chat(QUESTIONS[0]), GREEDY)
+    next(first)
+    assert other.generate(chat(QUESTIONS[1]), GREEDY).ids == alone["greedy"][1]
+    with pytest.raises(QuasarError, match="another generation was started on these engines"):
+        next(first)
+    assert model.generate(chat(QUESTIONS[0]), GREEDY).ids == alone["greedy"][0]
 
 
 # ------------------------------------------------------------------------------------------------ presets
