@@ -10,176 +10,16 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from quasar.engines.errors import BundleError, UsageError
+from quasar.engines.manifest import BundleFile, EngineEntry, Manifest, parse_manifest
 
-FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 """The folder of the tokenizer's files."""
-# a manifest that asks for more than this is not one that an export wrote
-MAX_VOCAB, MAX_LENGTH, MAX_BATCH, MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1 << 22, 1 << 24, 1 << 10, 1 << 10, 1 << 10, 1 << 12
-
-
-@dataclass(frozen=True)
-class BundleFile:
-    """A file of the bundle, by its path inside it."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class EngineEntry:
-    """One engine of the bundle.
-
-    Attributes:
-        graph: path of the graph or plan; `files` are all that it needs, itself included.
-        attention: `fused` or `portable`.
-        model: id of the model whose weights it has; a draft's may be another one than the bundle's.
-        layers: which of that model's layers it has, in order.
-        float_linears: linears that were left in float.
-        gate: how far the engine is from the float model (see `quasar.exporter.gate`).
-    """
-
-    name: str
-    backend: str
-    precision: str
-    attention: str
-    graph: str
-    files: tuple[str, ...]
-    vocab_size: int
-    max_length: int
-    max_batch: int
-    num_hidden_layers: int
-    num_key_value_heads: int
-    head_dim: int
-    model: str
-    layers: tuple[int, ...]
-    float_linears: tuple[str, ...]
-    gate: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What `manifest.json` says. Field by field it is documented in the README."""
-
-    model: Mapping[str, Any]
-    engines: Mapping[str, EngineEntry]
-    files: tuple[BundleFile, ...]
-    tokenizer: tuple[str, ...]
-    stop_token_ids: tuple[int, ...]
-    default_chain: str
-    calibration: Mapping[str, Any]
-    thresholds: Mapping[str, Any]
-    versions: Mapping[str, str]
-    format_version: int = FORMAT_VERSION
-
-
-# --------------------------------------------------------------------------------------------- reading
-
-
-class _Reader:
-    """Typed access to a JSON object whose author is not trusted."""
-
-    def __init__(self, value: Any, where: str) -> None:
-        self.where = where
-        self.object: Mapping[str, Any] = self._expect(value, dict, where)
-
-    @staticmethod
-    def _expect(value: Any, kind: type, where: str) -> Any:
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise BundleError(f"{where}: expected {kind.__name__}, found {type(value).__name__}; export the bundle again")
-        return value
-
-    def get(self, key: str, kind: type) -> Any:
-        if key not in self.object:
-            raise BundleError(f"{self.where}: {key!r} is missing; export the bundle again")
-        return self._expect(self.object[key], kind, f"{self.where}: {key}")
-
-    def strings(self, key: str) -> tuple[str, ...]:
-        return tuple(self._expect(x, str, f"{self.where}: {key}") for x in self.get(key, list))
-
-    def integers(self, key: str) -> tuple[int, ...]:
-        return tuple(self._expect(x, int, f"{self.where}: {key}") for x in self.get(key, list))
-
-    def bounded(self, key: str, limit: int) -> int:
-        value: int = self.get(key, int)
-        if not 0 < value <= limit:
-            raise BundleError(f"{self.where}: {key} is {value}; it must lie in 1..{limit}")
-        return value
-
-
-def _parse_engine(name: str, value: Any, where: str) -> EngineEntry:
-    r = _Reader(value, f"{where}: engine {name}")
-    return EngineEntry(
-        name=name,
-        backend=r.get("backend", str),
-        precision=r.get("precision", str),
-        attention=r.get("attention", str),
-        graph=r.get("graph", str),
-        files=r.strings("files"),
-        vocab_size=r.bounded("vocab_size", MAX_VOCAB),
-        max_length=r.bounded("max_length", MAX_LENGTH),
-        max_batch=r.bounded("max_batch", MAX_BATCH),
-        num_hidden_layers=r.bounded("num_hidden_layers", MAX_LAYERS),
-        num_key_value_heads=r.bounded("num_key_value_heads", MAX_HEADS),
-        head_dim=r.bounded("head_dim", MAX_HEAD_DIM),
-        model=r.get("model", str),
-        layers=_parse_layers(r),
-        float_linears=r.strings("float_linears"),
-        gate=r.get("gate", dict),
-    )
-
-
-def _parse_layers(r: _Reader) -> tuple[int, ...]:
-    layers, count = r.integers("layers"), r.bounded("num_hidden_layers", MAX_LAYERS)
-    if len(layers) != count or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < MAX_LAYERS:
-        raise BundleError(f"{r.where}: layers are {list(layers)[:8]}, not {count} layers in order; export the bundle again")
-    return layers
-
-
-def parse_manifest(text: str, where: str) -> Manifest:
-    """Read the text of a manifest; `where` names it in errors.
-
-    Raises:
-        BundleError: not JSON, another format version, a missing or mistyped field.
-    """
-    try:
-        r = _Reader(json.loads(text), where)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{where}: not a JSON file ({error}); export the bundle again") from None
-    version = r.get("format_version", int)
-    if version != FORMAT_VERSION:
-        raise BundleError(
-            f"{where}: format version {version}, this release reads {FORMAT_VERSION}; export the bundle again with this release"
-        )
-    files = []
-    for value in r.get("files", list):
-        f = _Reader(value, f"{where}: files")
-        files.append(BundleFile(f.get("path", str), f.get("bytes", int), f.get("sha256", str)))
-    engines = {name: _parse_engine(name, value, where) for name, value in r.get("engines", dict).items()}
-    if not engines:
-        raise BundleError(f"{where}: there is no engine in it; export the bundle again")
-    stop_token_ids = r.integers("stop_token_ids")
-    if any(not 0 <= token < MAX_VOCAB for token in stop_token_ids):
-        raise BundleError(f"{where}: stop_token_ids {list(stop_token_ids)[:8]} are not token ids; export the bundle again")
-    return Manifest(
-        model=r.get("model", dict),
-        engines=engines,
-        files=tuple(files),
-        tokenizer=r.strings("tokenizer"),
-        stop_token_ids=stop_token_ids,
-        default_chain=r.get("default_chain", str),
-        calibration=r.get("calibration", dict),
-        thresholds=r.get("thresholds", dict),
-        versions=r.get("versions", dict),
-    )
 
 
 @dataclass(frozen=True)
@@ -252,7 +92,8 @@ def open_bundle(root: str | os.PathLike[str], verify: bool = False) -> Bundle:
     manifest = parse_manifest(text, str(root / MANIFEST))
     listed = {file.path for file in manifest.files}
     for name, engine in manifest.engines.items():
-        for path in (engine.graph, *engine.files):
+        plan = () if engine.plan is None else (engine.plan.plan, engine.plan.graph, *engine.plan.files)
+        for path in (engine.graph, *engine.files, *plan):
             if path not in listed:
                 raise BundleError(f"{root / MANIFEST}: engine {name} needs {path!r}, which is not listed under files")
     for path in manifest.tokenizer:
@@ -284,9 +125,6 @@ def file_sha256(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-# --------------------------------------------------------------------------------------------- writing
 
 
 def list_files(root: Path) -> tuple[BundleFile, ...]:

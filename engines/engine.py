@@ -35,6 +35,49 @@ class EngineSpec:
     precision: str
 
 
+class Scores(Protocol):
+    """What a pass says of the wanted rows; valid until the engine's next pass.
+
+    Greedy decoding needs a token and a probability of each row, not all its logits: on a GPU, those stay there until asked for.
+    """
+
+    def best(self) -> Int64:
+        """The likeliest token of each row, int64 [B, R]; the first of equals."""
+        ...
+
+    def confidence(self) -> Float32:
+        """Its probability, float32 [B, R]."""
+        ...
+
+    def logits(self) -> Float32:
+        """float32 [B, R, V]; the buffer is the engine's own."""
+        ...
+
+
+class HostScores:
+    """Scores whose logits lie in the host's memory.
+
+    Args:
+        logits: float32 [B, R, V].
+    """
+
+    def __init__(self, logits: Float32) -> None:
+        self._logits = logits
+
+    def best(self) -> Int64:
+        """See `Scores.best`."""
+        return np.asarray(self._logits.argmax(-1), dtype=np.int64)
+
+    def confidence(self) -> Float32:
+        """See `Scores.confidence`."""
+        shifted = self._logits - self._logits.max(-1, keepdims=True)
+        return np.asarray(1 / np.exp(shifted, out=shifted).sum(-1), dtype=np.float32)
+
+    def logits(self) -> Float32:
+        """See `Scores.logits`."""
+        return self._logits
+
+
 class Engine(Protocol):
     """Maps token ids and the KV cache that it holds to logits."""
 
@@ -61,6 +104,10 @@ class Engine(Protocol):
         Returns:
             float32 [B, R, V]; the buffer is the engine's own and is overwritten by the next call.
         """
+        ...
+
+    def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
+        """The same pass, of which only what is asked for leaves the device."""
         ...
 
     def close(self) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from quasar.engines.bundle import EngineEntry
-from quasar.engines.engine import EngineSpec, Float32, Int64, check_call
+from quasar.engines.engine import EngineSpec, Float32, HostScores, Int64, Scores, check_call
 from quasar.engines.errors import BundleError, QuasarError, UsageError, first_line
+from quasar.engines.manifest import EngineEntry
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -157,6 +157,10 @@ class OnnxEngine:
         self._seconds += seconds
         return logits
 
+    def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
+        """See `Engine.score`."""
+        return HostScores(self.forward(tokens, start, rows))
+
     def run(self, tokens: Int64, start: Int64, rows: Int64, precise: bool = True) -> tuple[Float32, float]:
         """(logits as of `forward`, seconds inside ONNX Runtime).
 
@@ -239,6 +243,10 @@ class LowActivations:
         logits, seconds = self._engine.run(tokens, start, rows, precise=False)
         self._seconds += seconds
         return logits
+
+    def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
+        """See `Engine.score`."""
+        return HostScores(self.forward(tokens, start, rows))
 
     def close(self) -> None:
         """The engine is closed by itself."""

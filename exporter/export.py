@@ -16,8 +16,9 @@ from quasar.calibration.calibrate import Calibration, Recipe, calibrate
 from quasar.calibration.observe import FloatModel
 from quasar.calibration.prompts import PromptSet, load_prompts
 from quasar.calibration.pruning import Pruning, prune, rounds
-from quasar.engines.bundle import TOKENIZER, EngineEntry, Manifest, atomic_bundle, check_output, list_files, write_manifest
+from quasar.engines.bundle import TOKENIZER, atomic_bundle, check_output, list_files, write_manifest
 from quasar.engines.errors import UsageError
+from quasar.engines.manifest import EngineEntry, Manifest
 from quasar.engines.onnxruntime import OnnxEngine
 from quasar.exporter.blueprint import Blueprint, float_engine, int4_engine, int8_engine, model_engine, switched_int4_engine
 from quasar.exporter.checkpoint import Checkpoint, open_checkpoint

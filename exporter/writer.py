@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from quasar.engines.bundle import EngineEntry
+from quasar.engines.manifest import EngineEntry
 from quasar.exporter.blueprint import Blueprint
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile

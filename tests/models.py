@@ -13,7 +13,7 @@ import transformers
 
 import quasar.exporter
 from quasar.calibration.source import TensorSource
-from quasar.engines.bundle import EngineEntry
+from quasar.engines.manifest import EngineEntry
 from quasar.engines.onnxruntime import OnnxEngine
 from quasar.exporter.checkpoint import Checkpoint
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile

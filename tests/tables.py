@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from quasar.engines.engine import EngineSpec, Float32, Int64, check_call
+from quasar.engines.engine import EngineSpec, Float32, HostScores, Int64, Scores, check_call
 from quasar.runtime.chain import build_chain, parse_chain
 from quasar.runtime.sampler import Acceptance, Sampler
 from quasar.runtime.sampling import SamplingParams
@@ -49,6 +49,10 @@ class TableEngine:
             before = self.cache[position - 1] if position else VOCAB
             self._buffer[i] = self._table[before, self.cache[position]]
         return self._buffer[None, : rows.shape[1]]
+
+    def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
+        """See `Engine.score`."""
+        return HostScores(self.forward(tokens, start, rows))
 
     def close(self) -> None:
         """Nothing to free."""

@@ -13,21 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quasar.engines.bundle import (
-    FORMAT_VERSION,
-    MANIFEST,
-    Bundle,
-    BundleFile,
-    EngineEntry,
-    Manifest,
-    atomic_bundle,
-    check_output,
-    list_files,
-    open_bundle,
-    parse_manifest,
-    write_manifest,
-)
+from quasar.engines.bundle import MANIFEST, Bundle, atomic_bundle, check_output, list_files, open_bundle, write_manifest
 from quasar.engines.errors import BundleError, UsageError
+from quasar.engines.manifest import FORMAT_VERSION, BundleFile, EngineEntry, Manifest, parse_manifest
 
 CONTENT = {"int8/model.onnx": b"graph", "int8/weights.bin": b"\x00weights" * 9, "tokenizer/tokenizer.json": b"{}"}
 INT8 = EngineEntry(
@@ -92,11 +80,11 @@ PLACES = list(paths_of(VALID))
 DELETED = object()
 
 
-def mutated(path: tuple[Any, ...], value: Any) -> Any:
-    """The valid manifest with one value replaced or deleted."""
+def mutated(path: tuple[Any, ...], value: Any, whole: Any = None) -> Any:
+    """A manifest, else the valid one, with one value replaced or deleted."""
     if not path:
         return None if value is DELETED else value
-    manifest = copy.deepcopy(VALID)
+    manifest = copy.deepcopy(VALID if whole is None else whole)
     holder = manifest
     for key in path[:-1]:
         holder = holder[key]
@@ -262,7 +250,7 @@ def test_any_file_path_opens_or_is_a_bundle_error(reused_bundle: Path, path: str
 
 REQUIRED = [
     *((key,) for key in VALID),
-    *(("engines", "int8", key) for key in VALID["engines"]["int8"] if key != "name"),
+    *(("engines", "int8", key) for key in VALID["engines"]["int8"] if key not in ("name", "plan")),
     *(("files", 0, key) for key in VALID["files"][0]),
 ]
 
@@ -531,3 +519,60 @@ def test_a_file_at_the_output_is_refused_and_kept(tmp_path: Path, kind: str) -> 
 
 def test_listed_files_carry_path_size_and_hash_without_the_manifest(bundle: Path) -> None:
     assert {file.path: file for file in list_files(bundle)} == {file.path: file for file in MANIFEST_OF_CONTENT.files}
+
+
+RANGE = {"least": 1, "best": 4, "most": 33}
+PLAN = {
+    "library": "tensorrt-rtx",
+    "version": "1.7.1.116",
+    "compute_capabilities": ["8.9"],
+    "plan": "int8/model.onnx",
+    "graph": "int8/model.onnx",
+    "files": ["int8/model.onnx", "int8/weights.bin"],
+    "precision": "w8a8",
+    "profiles": [{"batch": RANGE, "length": RANGE, "rows": RANGE, "context": RANGE}],
+    "stripped": False,
+    "version_compatible": False,
+    "gate": {},
+}
+
+
+def planned(path: tuple[Any, ...] = (), value: Any = DELETED) -> str:
+    """A manifest whose engine has a plan, of which one field may be changed."""
+    whole = mutated(("engines", "int8", "plan"), PLAN)
+    return json.dumps(mutated(("engines", "int8", "plan", *path), value, whole) if path else whole)
+
+
+def test_a_plan_is_read_as_it_was_written() -> None:
+    plan = parse_manifest(planned(), "here").engines["int8"].plan
+    assert plan is not None
+    assert json.loads(json.dumps(dataclasses.asdict(plan))) == PLAN
+
+
+@pytest.mark.parametrize("key", PLAN)
+def test_a_missing_field_of_a_plan_is_named(key: str) -> None:
+    with pytest.raises(BundleError, match=f"engine int8: plan: '{key}' is missing"):
+        parse_manifest(planned((key,)), "here")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("library",), "tensorflow", "'tensorflow' is none of tensorrt, tensorrt-rtx"),
+        (("profiles",), [], "no profile"),
+        (("profiles", 0, "rows"), {"least": 4, "best": 2, "most": 8}, "4, 2 and 8 are not in order"),
+        (("profiles", 0, "batch"), {"least": 0, "best": 2, "most": 8}, "least is 0"),
+        (("stripped",), 1, "stripped: expected bool"),
+    ],
+)
+def test_a_hostile_plan_is_refused(path: tuple[Any, ...], value: Any, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        parse_manifest(planned(path, value), "here")
+
+
+def test_a_plan_needs_files_that_are_listed(bundle: Path) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["engines"]["int8"]["plan"] = {**PLAN, "files": ["elsewhere.plan"]}
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"engine int8 needs 'elsewhere\.plan'"):
+        open_bundle(bundle)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from quasar.engines.engine import EngineSpec, Float32, Int64
+from quasar.engines.engine import EngineSpec, Float32, HostScores, Int64, Scores
 from quasar.engines.errors import GateError
 from quasar.exporter.gate import THRESHOLDS, Figures, compare, failures, judge
 
@@ -28,6 +28,9 @@ class Answers:
 
     def forward(self, tokens: Int64, start: Int64, rows: Int64) -> Float32:
         return self._logits[None, start[0] + rows[0]]
+
+    def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
+        return HostScores(self.forward(tokens, start, rows))
 
     def close(self) -> None: ...
 
