@@ -60,9 +60,16 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class BuiltPlan:
-    """What was built: the library's version, and the plan's layers (of every profile)."""
+    """What was built.
+
+    Attributes:
+        version: of the library.
+        compute_capabilities: of the GPU that it was built for, where the library builds for the one of this machine.
+        layers: of every profile.
+    """
 
     version: str
+    compute_capabilities: tuple[str, ...]
     layers: tuple[PlanLayer, ...]
 
 
