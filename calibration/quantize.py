@@ -74,15 +74,35 @@ def quantize_blocks(weight: torch.Tensor) -> Blocks:
     size = block_size_of(in_features)
     blocks = torch.nn.functional.pad(weight, (0, -in_features % size)).view(weight.shape[0], -1, size)
     extreme = blocks.gather(2, blocks.abs().argmax(dim=2, keepdim=True))  # signed, so that it lands on -8
-    best_error = torch.full(extreme.shape, torch.inf)
-    best_scale = torch.ones_like(extreme)
+    q, scale = _shrink(blocks, extreme / -8)
+    nibbles = (q + 8).to(torch.uint8)
+    packed = nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+    return Blocks(packed, scale.flatten(), size, in_features)
+
+
+def quantize_positive_blocks(weight: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same with positive scales: the value of largest magnitude of a block is mapped to 7 or -7.
+
+    Args:
+        weight: float32 [out, in]; in must be a multiple of `block_size`.
+
+    Returns:
+        q int8 [out, in] in [-8, 7], scale float32 [out, in / block_size].
+    """
+    blocks = weight.view(weight.shape[0], -1, block_size)
+    q, scale = _shrink(blocks, blocks.abs().amax(dim=2, keepdim=True) / 7)
+    return q.to(torch.int8).flatten(1), scale.squeeze(2)
+
+
+def _shrink(blocks: torch.Tensor, full_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(integers in [-8, 7], scale): of a few scales up to `full_scale` [out, count, 1], the best for each block."""
+    best_error = torch.full(full_scale.shape, torch.inf)
+    best_scale = torch.ones_like(full_scale)
     for shrink in (1.0, 0.93, 0.86, 0.8):
-        scale = extreme * (shrink / -8)
+        scale = full_scale * shrink
         scale = torch.where(scale.abs() < TINY, TINY, scale)
         error = ((blocks / scale).round_().clamp_(-8, 7).mul_(scale) - blocks).square_().sum(dim=2, keepdim=True)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
-    nibbles = ((blocks / best_scale).round_().clamp_(-8, 7) + 8).to(torch.uint8)
-    packed = nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
-    return Blocks(packed, best_scale.flatten(), size, in_features)
+    return (blocks / best_scale).round_().clamp_(-8, 7), best_scale

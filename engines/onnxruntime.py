@@ -25,6 +25,7 @@ PROVIDERS = {
 }
 # tokens in one pass: more would not be faster, and activations grow with them
 MAX_ROWS = 256
+CACHE_TYPES = ("tensor(float)", "tensor(float16)")
 LOG_NOTHING = 4  # what goes wrong is raised
 # precisions whose kernels give a row the same bits in every pass of two or more rows (tested)
 BATCH_INVARIANT = ("float32", "w8a8")
@@ -32,12 +33,13 @@ SWITCHED = "w4a16"
 """The precision whose graphs take `precise`, bool []: 16-bit activations, or int8 ones."""
 
 
-def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.InferenceSession:
+def create_session(path: str, provider: str = "cpu", threads: int = 0, optimize: bool = True) -> ort.InferenceSession:
     """Load a graph on exactly the provider that was asked for.
 
     Args:
         provider: `cpu`, `cuda` or `tensorrt`.
         threads: threads of one operator; 0 for one per physical core.
+        optimize: else the nodes run as they were written.
 
     Raises:
         UsageError: the provider is not there. ONNX Runtime itself would fall back to the CPU in silence.
@@ -59,6 +61,8 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0) -> ort.In
     # else they spin on for a while after a pass, and slow the next engine of the chain
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = LOG_NOTHING
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if _u8s8_overflows():  # costs two seconds and a copy of the weights at loading, so not without need
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
@@ -86,13 +90,13 @@ def _u8s8_overflows() -> bool:
     return re.search(r"\bavx(512)?_vnni\b", flags) is None
 
 
-def zeros(shape: tuple[int, ...]) -> Float32:
-    """A float32 array of zeros whose pages take memory only once they are written.
+def zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
+    """An array of zeros whose pages take memory only once they are written.
 
     `numpy.zeros` asks for huge pages, and the first token of each KV head would then claim 2 MiB.
     """
     count = int(np.prod(shape))
-    return np.frombuffer(mmap.mmap(-1, max(count, 1) * 4), dtype=np.float32, count=count).reshape(shape)
+    return np.frombuffer(mmap.mmap(-1, max(count, 1) * np.dtype(dtype).itemsize), dtype=dtype, count=count).reshape(shape)
 
 
 class OnnxEngine:
@@ -106,6 +110,8 @@ class OnnxEngine:
         batch_invariant: make a row's logits the same to the last bit, however many rows share its pass. ONNX Runtime's
             attention takes another kernel for a single row than for several, and quantization turns its last-bit
             differences into visible ones; so single rows are run twice, which costs time and one position of the cache.
+        optimize: see `create_session`. Graphs written for TensorRT are run as they are: ONNX Runtime's own rewriting of
+            int8 Q/DQ pairs can break them.
     """
 
     def __init__(
@@ -115,6 +121,7 @@ class OnnxEngine:
         provider: str = "cpu",
         threads: int = 0,
         batch_invariant: bool = False,
+        optimize: bool = True,
     ) -> None:
         if batch_invariant and entry.precision not in BATCH_INVARIANT:
             raise UsageError(
@@ -130,8 +137,10 @@ class OnnxEngine:
             entry.max_batch,
             entry.precision,
         )
-        self._session = create_session(str(graph), provider, threads)
-        _check_graph(self._session, entry, str(graph))
+        self._session = create_session(str(graph), provider, threads, optimize)
+        inputs = _check_graph(self._session, entry, str(graph))
+        self._cache_type = np.float16 if inputs["past.0.key"] == "tensor(float16)" else np.float32
+        self._context = np.arange(entry.max_length if "context" in inputs else 0)
         self._seconds = 0.0
         self._logits = zeros((0,))
         self._bindings: dict[int, Any] = {}
@@ -175,6 +184,8 @@ class OnnxEngine:
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens))
         binding.bind_cpu_input("start", start)
         binding.bind_cpu_input("rows", np.ascontiguousarray(rows))
+        if self._context.size:
+            binding.bind_cpu_input("context", self._context[: int(start.max()) + tokens.shape[1]])
         if self._spec.precision == SWITCHED:
             binding.bind_cpu_input("precise", np.array(precise))
         logits = self._logits_buffer((batch, count, self._spec.vocab_size))
@@ -194,8 +205,8 @@ class OnnxEngine:
 
     def _allocate(self, shape: tuple[int, ...]) -> Any:
         if self._device == "cpu":
-            return zeros(shape)
-        return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32), self._device, 0)
+            return zeros(shape, self._cache_type)
+        return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self._cache_type), self._device, 0)
 
     def _binding(self, batch: int) -> Any:
         if batch not in self._bindings:
@@ -203,8 +214,8 @@ class OnnxEngine:
             shape = (batch, *self._cache_shape)
             for name, cache in zip(self._cache_names, self._caches, strict=True):
                 pointer = cache.ctypes.data if self._device == "cpu" else cache.data_ptr()
-                binding.bind_input(f"past.{name}", self._device, 0, np.float32, shape, pointer)
-                binding.bind_output(f"present.{name}", self._device, 0, np.float32, shape, pointer)
+                binding.bind_input(f"past.{name}", self._device, 0, self._cache_type, shape, pointer)
+                binding.bind_output(f"present.{name}", self._device, 0, self._cache_type, shape, pointer)
             self._bindings[batch] = binding
         return self._bindings[batch]
 
@@ -252,13 +263,13 @@ class LowActivations:
         """The engine is closed by itself."""
 
 
-def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -> None:
-    """The graph's own shapes must be those of the manifest, or a pass would read past the buffers."""
+def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -> dict[str, str]:
+    """Types of the graph's inputs. Its own shapes must be those of the manifest, or a pass would read past the buffers."""
     precision = session.get_modelmeta().custom_metadata_map.get("quasar.precision")
     if precision != entry.precision:
         raise BundleError(f"{path}: its precision is {precision}, the manifest says {entry.precision}; export the bundle again")
     cache = [entry.num_key_value_heads, entry.max_length, entry.head_dim]
-    inputs = {"input_ids": 2, "start": 1, "rows": 2}
+    inputs = {"input_ids": 2, "start": 1, "rows": 2} | ({"context": 1} if entry.attention == "portable" else {})
     switch = {"precise"} if entry.precision == SWITCHED else set()
     expected: dict[str, list[int]] = {
         f"{side}.{i}.{kind}": cache
@@ -267,14 +278,16 @@ def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -
         for kind in ("key", "value")
     }
     found = {value.name: value for value in [*session.get_inputs(), *session.get_outputs()]}
-    if set(found) != {*expected, *inputs, *switch, "logits"}:
+    cache_type = next((value.type for name, value in found.items() if name in expected), "")
+    if set(found) - {"best", "confidence"} != {*expected, *inputs, *switch, "logits"} or cache_type not in CACHE_TYPES:
         raise BundleError(f"{path}: its inputs and outputs are not those of a {entry.num_hidden_layers}-layer engine")
     for name, shape in expected.items():
         batch = found[name].shape[0]
-        if (batch == 1) != (entry.max_batch == 1) or list(found[name].shape[1:]) != shape or found[name].type != "tensor(float)":
+        if (batch == 1) != (entry.max_batch == 1) or list(found[name].shape[1:]) != shape or found[name].type != cache_type:
             raise BundleError(f"{path}: {name} is {found[name].type} {found[name].shape}, the manifest says {shape}")
     for name, rank in inputs.items():
         if len(found[name].shape) != rank or found[name].type != "tensor(int64)":
             raise BundleError(f"{path}: {name} is {found[name].type} {found[name].shape}; expected int64 of rank {rank}")
     if found["logits"].shape[-1] != entry.vocab_size or found["logits"].type != "tensor(float)":
         raise BundleError(f"{path}: logits are {found['logits'].shape}, the manifest says vocab_size {entry.vocab_size}")
+    return {value.name: value.type for value in session.get_inputs()}

@@ -96,6 +96,8 @@ def write_engine(
     max_length: int = 64,
     max_batch: int = 1,
     layers: tuple[int, ...] | None = None,
+    half_attention: bool = False,
+    optimize: bool = True,
 ) -> OnnxEngine:
     """Write one engine of a checkpoint and load it."""
     a = checkpoint.architecture
@@ -104,14 +106,14 @@ def write_engine(
         g = GraphBuilder(weights)
         half = not isinstance(linear, FloatLinear)
         layers = tuple(range(a.num_hidden_layers)) if layers is None else layers
-        decoder = Decoder(a, linear, linear, attention, max_length, max_batch, half, layers)
+        decoder = Decoder(a, linear, linear, attention, max_length, max_batch, half, layers, half_attention, half_attention)
         decoder.write(g, source or checkpoint)
     g.save(folder / "engine.onnx", "engine", "")
     entry = EngineEntry(
         *("engine", "onnxruntime", "", attention, "engine.onnx", ("engine.onnx", "engine.bin")),
         *(a.vocab_size, max_length, max_batch, len(layers), a.num_key_value_heads, a.head_dim, "", layers, (), {}),
     )
-    return OnnxEngine(folder / "engine.onnx", entry)
+    return OnnxEngine(folder / "engine.onnx", entry, optimize=optimize)
 
 
 def forward(engine: OnnxEngine, ids: np.ndarray, start: int = 0) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Attention with a KV cache, in the two forms that runtimes accept.
 
 Both take q [B, S, Hq*D], k and v [B, S, Hkv*D] (before rotary embedding), write k and v into the cache at `start`, and
-give [B, S, Hq*D]. The caches are [B, Hkv, max_length, D]; past and present must be bound to one buffer.
+give [B, S, Hq*D]. The caches are [B, Hkv, max_length, D]; past and present must be bound to one buffer. With `half`, caches
+and attention are float16, between float32 inputs and output.
 """
 
 from __future__ import annotations
@@ -49,18 +50,23 @@ class FusedAttention:
     sin: ir.Value
     last_position: ir.Value
     total_length: ir.Value
+    half: bool
 
     @classmethod
     def create(
-        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, start: ir.Value
+        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, start: ir.Value, half: bool
     ) -> FusedAttention:
         """Write what all layers share: rotary tables and lengths."""
         cos, sin = rotary_tables(architecture.rope, architecture.head_dim, max_length)
+        if half:  # the operator rotates q and k itself, in their type
+            tables = g.weight("rope.cos.half", cos.astype(np.float16)), g.weight("rope.sin.half", sin.astype(np.float16))
+        else:
+            tables = g.weight("rope.cos", cos), g.weight("rope.sin", sin)
         with g.scope("position"):
             end = g.op("Add", start, g.op("Shape", input_ids, start=1, end=2))
             last = g.op("Cast", g.op("Sub", end, g.constant([1], np.int64)), to=ir.DataType.INT32)
             total = g.op("Cast", g.op("ReduceMax", end, keepdims=0), to=ir.DataType.INT32)
-        return cls(g, architecture, g.weight("rope.cos", cos), g.weight("rope.sin", sin), last, total)
+        return cls(g, architecture, *tables, last, total, half)
 
     def __call__(
         self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value
@@ -68,7 +74,9 @@ class FusedAttention:
         """See `Attention`."""
         a = self.architecture
         window = a.sliding_windows[layer]
-        output: tuple[ir.Value, ir.Value, ir.Value] = self.g.op(
+        if self.half:
+            q, k, v = (_half(self.g, x) for x in (q, k, v))
+        context, *present = self.g.op(
             "GroupQueryAttention",
             *(q, k, v, past_key, past_value, self.last_position, self.total_length, self.cos, self.sin),
             outputs=3,
@@ -78,15 +86,17 @@ class FusedAttention:
             do_rotary=1,
             local_window_size=-1 if window is None else window,
         )
-        return output
+        return _float(self.g, context) if self.half else context, present[0], present[1]
 
 
 @dataclass(frozen=True)
 class PortableAttention:
-    """Standard operators of opset 24 alone: each slot of the batch has its own start; cost follows the buffer length.
+    """Standard operators of opset 24 alone: each slot of the batch has its own start.
 
     The mask is an input of Attention, without `is_causal` and `nonpad_kv_seqlen`: TensorRT aligns the one wrongly and
-    ignores the other.
+    ignores the other. Attention looks at as many positions of the cache as the input `context` [L] has entries (0 to L-1),
+    so that its cost follows the text and not the buffer, and TensorRT knows the length from a shape. The query heads that
+    share a key head are rows of one: TensorRT would copy keys and values for each of them.
     """
 
     g: GraphBuilder
@@ -95,25 +105,31 @@ class PortableAttention:
     sin: ir.Value
     start: ir.Value
     positions: ir.Value
+    length: ir.Value
+    """int64 [1]: L."""
     masks: dict[int | None, ir.Value]
-    """Per sliding window: bool [B, 1, S, max_length], true where a query may look."""
+    """Per sliding window: bool [B, 1, Hq/Hkv * S, L], true where a query may look."""
+    half: bool
 
     @classmethod
     def create(
-        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, start: ir.Value
+        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, start: ir.Value, half: bool
     ) -> PortableAttention:
         """Write what all layers share: rotary tables, positions and masks."""
         cos, sin = rotary_tables(architecture.rope, architecture.head_dim, max_length)
+        key = g.input("context", np.int64, ["context"])
         with g.scope("position"):
             positions = _positions(g, input_ids, start)
-            query = g.op("Unsqueeze", positions, g.constant([1, 3], np.int64))
-            key = g.weight("positions", np.arange(max_length, dtype=np.int64))
+            folded = g.op("Concat", *[positions] * architecture.query_groups, axis=1)
+            query = g.op("Unsqueeze", folded, g.constant([1, 3], np.int64))
             causal = g.op("LessOrEqual", key, query)
             masks: dict[int | None, ir.Value] = {None: causal}
             for window in sorted({w for w in architecture.sliding_windows if w is not None}):
                 first_hidden = g.op("Sub", query, g.constant(window, np.int64))
                 masks[window] = g.op("And", causal, g.op("Greater", key, first_hidden))
-        return cls(g, architecture, g.weight("rope.cos", cos), g.weight("rope.sin", sin), start, positions, masks)
+            length = g.op("Shape", key)
+        tables = g.weight("rope.cos", cos), g.weight("rope.sin", sin)
+        return cls(g, architecture, *tables, start, positions, length, masks, half)
 
     def __call__(
         self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value
@@ -123,12 +139,16 @@ class PortableAttention:
         query = self._rotate(self._heads(q, a.num_attention_heads))
         key = self._rotate(self._heads(k, a.num_key_value_heads))
         value = self._heads(v, a.num_key_value_heads)
+        if self.half:
+            query, key, value = (_half(g, x) for x in (query, key, value))
         present_key = g.op("TensorScatter", past_key, key, self.start, axis=-2)
         present_value = g.op("TensorScatter", past_value, value, self.start, axis=-2)
-        mask = self.masks[a.sliding_windows[layer]]
-        context = g.op("Attention", query, present_key, present_value, mask)
-        merged = g.op("Reshape", g.op("Transpose", context, perm=[0, 2, 1, 3]), g.constant([0, 0, -1], np.int64))
-        return merged, present_key, present_value
+        folded = g.op("Reshape", query, g.constant([0, a.num_key_value_heads, -1, a.head_dim], np.int64))
+        seen = (self._seen(present) for present in (present_key, present_value))
+        context = g.op("Attention", folded, *seen, self.masks[a.sliding_windows[layer]])
+        unfolded = g.op("Reshape", context, g.constant([0, a.num_attention_heads, -1, a.head_dim], np.int64))
+        merged = g.op("Reshape", g.op("Transpose", unfolded, perm=[0, 2, 1, 3]), g.constant([0, 0, a.query_size], np.int64))
+        return _float(g, merged) if self.half else merged, present_key, present_value
 
     def _heads(self, x: ir.Value, heads: int) -> Any:
         g = self.g
@@ -137,3 +157,14 @@ class PortableAttention:
 
     def _rotate(self, x: ir.Value) -> Any:
         return self.g.op("RotaryEmbedding", x, self.cos, self.sin, self.positions)
+
+    def _seen(self, cache: ir.Value) -> Any:
+        return self.g.op("Slice", cache, self.g.constant([0], np.int64), self.length, self.g.constant([2], np.int64))
+
+
+def _half(g: GraphBuilder, x: ir.Value) -> Any:
+    return g.op("Cast", x, to=ir.DataType.FLOAT16)
+
+
+def _float(g: GraphBuilder, x: ir.Value) -> Any:
+    return g.op("Cast", x, to=ir.DataType.FLOAT)

@@ -32,10 +32,17 @@ class WeightFile:
 
     def add(self, name: str, array: np.ndarray) -> ir.Value:
         """Append a tensor under a new name."""
+        return self._add(name, array, ir.DataType.from_numpy(array.dtype), array.shape)
+
+    def add_int4(self, name: str, array: np.ndarray) -> ir.Value:
+        """Append an int4 tensor under a new name; `array` int8 in [-8, 7], of an even number of entries."""
+        nibbles = array.reshape(-1).view(np.uint8) & 15
+        return self._add(name, nibbles[0::2] | (nibbles[1::2] << 4), ir.DataType.INT4, array.shape)
+
+    def _add(self, name: str, array: np.ndarray, dtype: ir.DataType, dimensions: tuple[int, ...]) -> ir.Value:
         array = np.ascontiguousarray(array)
-        dtype = ir.DataType.from_numpy(array.dtype)
-        shape = ir.Shape(array.shape)
-        if array.nbytes <= INLINE_BYTES:
+        shape = ir.Shape(dimensions)
+        if array.nbytes <= INLINE_BYTES and dtype != ir.DataType.INT4:
             tensor: Any = ir.Tensor(array, name=name)
         else:
             self._file.write(bytes(-self._file.tell() % PAGE))
@@ -122,6 +129,10 @@ class GraphBuilder:
     def weight(self, name: str, array: np.ndarray) -> ir.Value:
         """A tensor of this graph's data file; one that another graph stored there under this name is used again."""
         return self._use(self._weights.get(name) or self._weights.add(name, array))
+
+    def int4_weight(self, name: str, array: np.ndarray) -> ir.Value:
+        """An int4 tensor of the same file; see `WeightFile.add_int4`."""
+        return self._use(self._weights.get(name) or self._weights.add_int4(name, array))
 
     def embedding(self, name: str, array: Callable[[], np.ndarray]) -> ir.Value:
         """A tensor of the data file that engines share; `array` is asked for by the first engine only."""

@@ -31,6 +31,10 @@ class Decoder:
         attention: `fused` (one stream on ONNX Runtime) or `portable` (ragged batches, any runtime).
         half_embedding: store the embedding rows as float16, shared between engines; else as float32 of this engine.
         layers: the checkpoint's layers to write, in order; None for all. Caches are numbered by their place in it.
+        half_attention: attention and caches in float16. What is between linears and attention is float32 all the same: some
+            models' hidden states leave the range of float16.
+        choices: also give `best` [B, R], the likeliest token of each row, and `confidence` [B, R], its probability, so that
+            greedy decoding need not take logits off the device.
     """
 
     architecture: Architecture
@@ -41,6 +45,8 @@ class Decoder:
     max_batch: int = 1
     half_embedding: bool = True
     layers: tuple[int, ...] | None = None
+    half_attention: bool = False
+    choices: bool = False
 
     def write(self, g: GraphBuilder, source: TensorSource, advance: Callable[[], object] = lambda: None) -> None:
         """Append inputs, nodes, weights and outputs to `g`; `advance` is called once per layer."""
@@ -50,7 +56,8 @@ class Decoder:
         start = g.input("start", np.int64, [batch])
         rows = g.input("rows", np.int64, [batch, "rows"])
         cache_shape = [batch, a.num_key_value_heads, self.max_length, a.head_dim]
-        attend = ATTENTION[self.attention].create(g, a, self.max_length, input_ids, start)
+        cache_type = np.float16 if self.half_attention else np.float32
+        attend = ATTENTION[self.attention].create(g, a, self.max_length, input_ids, start, self.half_attention)
 
         with g.scope("model"):
             with g.scope("embed_tokens"):
@@ -58,7 +65,7 @@ class Decoder:
             update = None  # what the last block adds to the residual stream; added inside the next norm
             layers = tuple(range(a.num_hidden_layers)) if self.layers is None else self.layers
             for place, layer in enumerate(layers):
-                past = [g.input(f"past.{place}.{kind}", np.float32, cache_shape) for kind in ("key", "value")]
+                past = [g.input(f"past.{place}.{kind}", cache_type, cache_shape) for kind in ("key", "value")]
                 prefix = f"model.layers.{layer}"
                 with g.scope(f"layers.{layer}"):
                     x, hidden = self._norm(g, source, f"{prefix}.input_layernorm", hidden, update)
@@ -72,12 +79,19 @@ class Decoder:
                     with g.scope("mlp"):
                         update = self._mlp(g, source, prefix, x)
                 for kind, value in zip(("key", "value"), present, strict=True):
-                    g.output(f"present.{place}.{kind}", value, np.float32, cache_shape)
+                    g.output(f"present.{place}.{kind}", value, cache_type, cache_shape)
                 advance()
             x, _ = self._norm(g, source, "model.norm", hidden, update)
         with g.scope("lm_head"):
             logits = self.lm_head(g, "lm_head", x, source.tensor("lm_head.weight"), None)
         g.output("logits", logits, np.float32, [batch, "rows", a.vocab_size])
+        if self.choices:
+            with g.scope("choices"):
+                g.output("best", g.op("ArgMax", logits, axis=-1, keepdims=0), np.int64, [batch, "rows"])
+                last = g.constant([-1], np.int64)
+                shifted = g.op("Sub", logits, g.op("ReduceMax", logits, last, keepdims=1))
+                total = g.op("ReduceSum", g.op("Exp", shifted), last, keepdims=0)
+                g.output("confidence", g.op("Reciprocal", total), np.float32, [batch, "rows"])
 
     def _embed(self, g: GraphBuilder, source: TensorSource, input_ids: ir.Value) -> Any:
         name = "model.embed_tokens.weight"
@@ -131,9 +145,10 @@ class Decoder:
     def _mlp(self, g: GraphBuilder, source: TensorSource, prefix: str, x: ir.Value) -> ir.Value:
         fused = self._linear(g, source, prefix, "mlp.gate_up_proj", x)
         gate, up = g.op("Split", fused, outputs=2, axis=-1, num_outputs=2)
-        # QuickGelu is x * sigmoid(alpha * x), so with alpha 1 it is the SiLU of one node that ONNX Runtime has
-        fused_silu: dict[str, Any] = {"domain": MICROSOFT, "alpha": 1.0}
-        activated = g.op("Swish", gate) if self.attention == "portable" else g.op("QuickGelu", gate, **fused_silu)
+        if self.attention == "portable":  # TensorRT 10 has no Swish
+            activated = g.op("Mul", gate, g.op("Sigmoid", gate))
+        else:  # QuickGelu is x * sigmoid(alpha * x), so with alpha 1 it is the SiLU of one node that ONNX Runtime has
+            activated = g.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)
         return self._linear(g, source, prefix, "mlp.down_proj", g.op("Mul", activated, up))
 
     def _select(self, g: GraphBuilder, x: ir.Value, rows: ir.Value) -> Any:

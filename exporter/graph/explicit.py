@@ -1,0 +1,87 @@
+"""Linears in standard operators, for TensorRT and any other runtime: float16 products between float32 activations.
+
+What they share with the linears for ONNX Runtime's CPU kernels (`quasar.exporter.graph.linear`) is stored once, under the
+same name; what is stored in another form has a name of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from quasar.calibration.quantize import BLOCK_SIZES, quantize_positive_blocks, quantize_rows
+from quasar.exporter.graph.builder import GraphBuilder
+from quasar.exporter.graph.linear import Linear
+
+
+class HalfLinear:
+    """float16 weights and products."""
+
+    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        """See `Linear`."""
+        half = g.weight(f"{name}.weight.half", weight.t().half().contiguous().numpy())
+        y = g.op("MatMul", g.op("Cast", x, to=ir.DataType.FLOAT16), half)
+        return _finish(g, name, g.op("Cast", y, to=ir.DataType.FLOAT), bias)
+
+
+@dataclass(frozen=True)
+class ExplicitW8A8Linear:
+    """int8 weights per output channel, activations int8 with one static scale, as Q/DQ pairs around a product.
+
+    Zero points are 0, which is all that TensorRT takes; weights are stored as int8, with a DequantizeLinear alone. Scales are
+    float32, so that they are those of the CPU engine to the last bit, and the product is float32.
+
+    Attributes:
+        input_scales: activation scale of every linear, by name.
+        keep_float: linears that are written by `fallback`.
+    """
+
+    input_scales: Mapping[str, float]
+    keep_float: frozenset[str] = frozenset()
+    fallback: Linear = field(default_factory=HalfLinear)
+
+    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        """See `Linear`."""
+        if name in self.keep_float:
+            return self.fallback(g, name, x, weight, bias)
+        quantized, scales = quantize_rows(weight)
+        input_scale, zero_point = g.constant(self.input_scales[name], np.float32), g.constant(0, np.int8)
+        stored = g.weight(f"{name}.weight", quantized.t().contiguous().numpy())
+        y = g.op(
+            "MatMul",
+            g.op("DequantizeLinear", g.op("QuantizeLinear", x, input_scale, zero_point), input_scale, zero_point),
+            g.op("DequantizeLinear", stored, g.weight(f"{name}.weight_scale", scales.numpy()), axis=1),
+        )
+        return _finish(g, name, y, bias)
+
+
+class ExplicitBlockLinear:
+    """4-bit weights in blocks along the input, float16 activations and products.
+
+    Scales are positive, which TensorRT demands. Inputs whose width no block divides stay float16.
+    """
+
+    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+        """See `Linear`."""
+        in_features = weight.shape[1]
+        size = next((size for size in BLOCK_SIZES if in_features % size == 0), None)
+        if size is None:
+            return HalfLinear()(g, name, x, weight, bias)
+        q, scales = quantize_positive_blocks(weight, size)
+        stored = g.int4_weight(f"{name}.weight.int4", q.t().contiguous().numpy())
+        scale = g.weight(f"{name}.weight_scale.half", scales.t().half().contiguous().numpy())
+        y = g.op(
+            "MatMul",
+            g.op("Cast", x, to=ir.DataType.FLOAT16),
+            g.op("DequantizeLinear", stored, scale, axis=0, block_size=size),
+        )
+        return _finish(g, name, g.op("Cast", y, to=ir.DataType.FLOAT), bias)
+
+
+def _finish(g: GraphBuilder, name: str, y: ir.Value, bias: torch.Tensor | None) -> Any:
+    return y if bias is None else g.op("Add", y, g.weight(f"{name}.bias", bias.numpy()))

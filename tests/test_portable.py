@@ -1,0 +1,186 @@
+"""Tier 1 and 2: the portable graph (any runtime, ragged batches) computes what transformers and the fused graph compute."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from models import FAMILIES, forward, make_checkpoint, reference_logits, write_engine
+
+from quasar.calibration.groups import GROUPS
+from quasar.calibration.quantize import block_size_of, fake_quantize_rows, quantize_positive_blocks
+from quasar.engines.onnxruntime import OnnxEngine
+from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
+from quasar.exporter.graph.attention import can_fuse
+from quasar.exporter.graph.explicit import ExplicitBlockLinear, ExplicitW8A8Linear, HalfLinear
+from quasar.exporter.graph.linear import FloatLinear, W8A8Linear
+
+TOLERANCE = 2e-5
+
+
+def input_scales(checkpoint: Checkpoint) -> dict[str, float]:
+    """Wide enough for these models' activations; what they are does not matter here."""
+    layers = range(checkpoint.architecture.num_hidden_layers)
+    names = [f"model.layers.{layer}.{group}" for layer in layers for group in GROUPS]
+    return dict.fromkeys([*names, "lm_head"], 0.03)
+
+
+def check_ragged(engine: OnnxEngine, expected: list[np.ndarray], ids: list[np.ndarray], tolerance: float) -> None:
+    """Each slot with its own start, rows and a speculated continuation that turns out wrong."""
+    longest = 20
+    engine.forward(np.stack([one[:longest] for one in ids]), np.zeros(3, np.int64), np.zeros((3, 1), np.int64))
+    for starts in (np.array([20, 3, 11]), np.array([12, 9, 2])):  # the second falls behind the first: a rollback
+        wrong = np.stack([(one[s : s + 9] + 1) % 97 for one, s in zip(ids, starts, strict=True)])
+        engine.forward(wrong, starts, np.zeros((3, 1), np.int64))
+        tokens = np.stack([one[s : s + 7] for one, s in zip(ids, starts, strict=True)])
+        rows = np.array([[6, 0], [2, 5], [1, 1]])
+        logits = engine.forward(tokens, starts, rows)
+        for slot in range(3):
+            np.testing.assert_allclose(logits[slot], expected[slot][starts[slot] + rows[slot]], atol=tolerance)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ragged_batches_equal_transformers(tmp_path: Path, family: str) -> None:
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
+    engine = write_engine(tmp_path, checkpoint, attention="portable", max_batch=3)
+    ids = list(np.random.default_rng(2).integers(0, 97, (3, 30)))
+    check_ragged(engine, [reference_logits(checkpoint, one) for one in ids], ids, TOLERANCE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ragged_int8_batches_equal_the_graph_for_cpus(tmp_path: Path, family: str) -> None:
+    """Written as Q/DQ pairs for TensorRT, and with ONNX Runtime's int8 kernel: the same integers and scales."""
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
+    scales = input_scales(checkpoint)
+    form = "fused" if can_fuse(checkpoint.architecture, 1) else "portable"
+    ids = list(np.random.default_rng(2).integers(0, 97, (3, 30)))
+    (tmp_path / "fused").mkdir()
+    reference = write_engine(tmp_path / "fused", checkpoint, W8A8Linear(scales), form)
+    expected = [forward(reference, one) for one in ids]
+    explicit = write_engine(tmp_path, checkpoint, ExplicitW8A8Linear(scales), "portable", max_batch=3, optimize=False)
+    # a difference in the last bit may cross a rounding border, so a few logits may part by what one step of int8 does
+    step = 0.05 * float(np.abs(expected[0]).max())
+    check_ragged(explicit, expected, ids, step)
+
+
+class Int4Weights:
+    """A checkpoint whose linears have the weights that a 4-bit engine has."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def tensor(self, name: str) -> torch.Tensor:
+        tensor = self._checkpoint.tensor(name)
+        if not name.endswith(("proj.weight", "lm_head.weight")):
+            return tensor
+        size = block_size_of(tensor.shape[1])
+        q, scale = quantize_positive_blocks(tensor, size)
+        return (q.view(len(q), -1, size) * scale[:, :, None]).flatten(1)
+
+
+@pytest.mark.parametrize("precision", ["float16", "w4a16", "w8a8"])
+@pytest.mark.parametrize("family", ["qwen3-tied", "llama-biases", "mistral-window"])
+def test_half_precision_is_near_the_same_weights_in_float(tmp_path: Path, family: str, precision: str) -> None:
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
+    scales = input_scales(checkpoint)
+    half, exact, source, distance = {
+        "float16": (HalfLinear(), FloatLinear(), None, 3e-3),
+        "w4a16": (ExplicitBlockLinear(), FloatLinear(), Int4Weights(checkpoint), 3e-3),
+        "w8a8": (ExplicitW8A8Linear(scales), W8A8Linear(scales), None, 0.1),  # rounding borders are crossed
+    }[precision]
+    (tmp_path / "float").mkdir()
+    engine = write_engine(tmp_path, checkpoint, half, "portable", half_attention=True, optimize=False)
+    reference = write_engine(tmp_path / "float", checkpoint, exact, "portable", source)
+    ids = np.random.default_rng(1).integers(0, 97, 40)
+    expected = forward(reference, ids)
+    logits = np.concatenate([forward(engine, ids[:23]), forward(engine, ids[23:], start=23)])
+    assert np.sqrt(np.mean((logits - expected) ** 2)) < distance * expected.std()
+
+
+def test_hidden_states_beyond_float16_do_no_harm(tmp_path: Path) -> None:
+    """Some models have massive activations; float16 ends at 65504."""
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "qwen3-untied")))
+
+    class Massive:
+        def tensor(self, name: str):  # type: ignore[no-untyped-def]
+            tensor = checkpoint.tensor(name)
+            return tensor * 2e6 if name == "model.embed_tokens.weight" else tensor
+
+    (tmp_path / "float").mkdir()
+    exact = write_engine(tmp_path / "float", checkpoint, source=Massive(), attention="portable")
+    half = write_engine(tmp_path, checkpoint, FloatLinear(), "portable", Massive(), half_attention=True, optimize=False)
+    ids = np.arange(20)
+    expected, logits = forward(exact, ids), forward(half, ids)
+    assert float(np.abs(checkpoint.tensor("model.embed_tokens.weight").numpy() * 2e6).max()) > 65504
+    np.testing.assert_allclose(logits, expected, atol=0.02 * float(np.abs(expected).max()))
+
+
+def test_what_is_chosen_on_the_device_is_what_the_logits_say(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "llama2")))
+    engine = write_engine(tmp_path, checkpoint, HalfLinear(), "portable", half_attention=True, optimize=False)
+    feeds = {
+        "input_ids": np.arange(6)[None],
+        "start": np.array([0]),
+        "rows": np.array([[5, 2]]),
+        "context": np.arange(10),
+    }
+    a = checkpoint.architecture
+    cache = np.zeros((1, a.num_key_value_heads, 64, a.head_dim), np.float16)
+    feeds |= {f"past.{i}.{kind}": cache for i in range(a.num_hidden_layers) for kind in ("key", "value")}
+    logits, best, confidence = engine._session.run(["logits", "best", "confidence"], feeds)
+    assert best.tolist() == logits.argmax(-1).tolist()
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    np.testing.assert_allclose(confidence, 1 / p.sum(-1), rtol=1e-5)
+
+
+def test_a_longer_context_changes_nothing(tmp_path: Path) -> None:
+    """A runner may round the context up, so that it has few shapes: what lies beyond the text is masked."""
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "mistral-window")))
+    engine = write_engine(tmp_path, checkpoint, attention="portable")
+    ids = np.arange(30)
+    expected = forward(engine, ids)
+    engine._context = np.arange(64)
+    forward(engine, (ids + 1) % 97, start=20)  # what an earlier text left there
+    engine._bindings.clear()
+
+    class Whole(np.ndarray):
+        def __getitem__(self, key):  # type: ignore[no-untyped-def]
+            return np.asarray(self)
+
+    engine._context = np.arange(64).view(Whole)
+    np.testing.assert_allclose(forward(engine, ids), expected, atol=TOLERANCE)
+
+
+def test_positive_blocks_are_near_the_weights() -> None:
+    weight = torch.randn(24, 128, generator=torch.Generator().manual_seed(0))
+    q, scale = quantize_positive_blocks(weight, 32)
+    assert q.dtype == torch.int8
+    assert int(q.min()) >= -8
+    assert int(q.max()) <= 7
+    assert float(scale.min()) > 0
+    rebuilt = (q.view(24, 4, 32) * scale[:, :, None]).flatten(1)
+    worst = weight.view(24, 4, 32).abs().amax(-1) / 7
+    assert bool(((rebuilt - weight).view(24, 4, 32).abs().amax(-1) <= 1.5 * worst).all())
+    assert float((rebuilt - weight).pow(2).mean()) < 0.01
+    assert float((fake_quantize_rows(weight) - weight).pow(2).mean()) < 1e-4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_graph_for_tensorrt_passes_checker_and_lint(tmp_path: Path, family: str) -> None:
+    pytest.importorskip("onnx_graphsurgeon", reason="Polygraphy's lint needs onnx-graphsurgeon")
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
+    linear = {0: HalfLinear(), 1: ExplicitW8A8Linear(input_scales(checkpoint)), 2: ExplicitBlockLinear()}
+    index = list(FAMILIES).index(family)
+    write_engine(tmp_path, checkpoint, linear[index % 3], "portable", half_attention=True, optimize=False, layers=(0, 2)).close()
+    graph = tmp_path / "engine.onnx"
+    onnx.checker.check_model(str(graph), full_check=True)
+    shapes = ["input_ids:[1,5]", "rows:[1,2]", "context:[12]"]
+    values = ["input_ids:[0,96]", "start:[0,6]", "rows:[0,4]", "context:[0,11]"]
+    lint = [sys.executable, "-c", "import sys; from polygraphy.tools import main; sys.exit(main())", "check", "lint", str(graph)]
+    done = subprocess.run([*lint, "--input-shapes", *shapes, "--val-range", *values], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
