@@ -85,3 +85,7 @@ class Log:
     def first_error(self) -> str:
         """The first error on one line; empty where there was none. Later errors mostly follow from it."""
         return " ".join(self.errors[0].split()) if self.errors else ""
+
+    def last_error(self) -> str:
+        """The last error on one line; empty where there was none."""
+        return " ".join(self.errors[-1].split()) if self.errors else ""

@@ -9,17 +9,14 @@ from quasar.engines.errors import UsageError
 from quasar.engines.tensorrt_library import Log, load_library, version_numbers
 
 
-@pytest.mark.parametrize(
-    ("name", "advice"),
-    [("tensorrt", "https://pypi.nvidia.com"), ("tensorrt-rtx", "pip install 'quasar-toolchain[tensorrt-rtx]'")],
-)
-def test_a_missing_library_is_one_line_with_the_install_command(name: str, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_a_missing_library_is_one_line_with_the_install_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name.replace("-", "_"), None)
     with pytest.raises(UsageError) as caught:
         load_library(name)
     message = str(caught.value)
     assert message.startswith(f"{name} is not installed; ")
-    assert advice in message
+    assert f"pip install 'quasar-toolchain[{name}]'" in message
     assert "\n" not in message
 
 

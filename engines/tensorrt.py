@@ -1,0 +1,183 @@
+"""TensorRT engines: a plan, its KV cache on the GPU, and passes of which only what is asked for crosses the bus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from quasar.engines.cuda import Device, Stream
+from quasar.engines.cuda_graphs import GraphCache
+from quasar.engines.engine import EngineSpec, Float32, Int64, Scores, check_call
+from quasar.engines.errors import QuasarError
+from quasar.engines.manifest import EngineEntry
+from quasar.engines.plan import open_plan, plan_of, require_memory
+from quasar.engines.plan_buffers import PlanBuffers
+from quasar.engines.plan_context import PlanContext
+from quasar.engines.plan_shapes import PassShape, choose_profile
+from quasar.engines.tensorrt_library import load_library
+
+# longer passes keep the GPU busy for longer than launching their kernels takes, and seldom come twice in the same shape
+GRAPH_LENGTH = 64
+
+
+class TensorRtEngine:
+    """An engine on TensorRT or TensorRT-RTX.
+
+    Past and present of every layer are one buffer on the GPU, allocated once. Short passes that recur are CUDA graphs.
+
+    Args:
+        plan: the plan.
+        graph: what it was built from; read where the plan has no weights.
+        entry: what the manifest says of the engine, with its plan.
+        rebuild: the command that builds the bundle's plans again, for errors.
+        cuda_graphs: False to launch each kernel of each pass by itself.
+        library: the module of TensorRT; by default the one that the plan is for.
+        device: the GPU; by default the first one.
+
+    Raises:
+        UsageError: TensorRT, the GPU or its driver is missing or too old.
+        BundleError: the plan is for another version, GPU or shapes, or not whole.
+        DeviceMemoryError: the GPU has too little memory.
+    """
+
+    def __init__(
+        self,
+        plan: Path,
+        graph: Path,
+        entry: EngineEntry,
+        rebuild: str,
+        cuda_graphs: bool = True,
+        library: Any = None,
+        device: Device | None = None,
+    ) -> None:
+        of = plan_of(entry)
+        self._profiles = of.profiles
+        library = load_library(of.library) if library is None else library
+        device = Device() if device is None else device
+        longest = max(p.length.most for p in self._profiles)
+        self._spec = EngineSpec(
+            entry.name, entry.vocab_size, entry.max_length, min(longest, entry.max_length), entry.max_batch, of.precision
+        )
+        self._seconds = 0.0
+        self._passes = 0
+        self._contexts: list[PlanContext] = []
+        self._resources = ExitStack()
+        # TensorRT-RTX makes graphs itself, see PlanContext
+        self._records = cuda_graphs and of.library == "tensorrt"
+        try:
+            opened = open_plan(plan, graph, entry, rebuild, library, device)
+            scratch = int(opened.engine.device_memory_size_v2)
+            require_memory(device, entry, {**PlanBuffers.parts(entry, self._profiles), "activations": scratch})
+            self._stream = Stream(device)
+            self._resources.callback(self._stream.close)
+            self._buffers = PlanBuffers(device, self._stream, entry, self._profiles)
+            self._resources.callback(self._buffers.close)
+            shared = device.allocate(scratch)
+            self._resources.callback(device.free, shared)
+            self._graphs = GraphCache(self._stream)
+            self._resources.callback(self._graphs.clear)
+            for index, profile in enumerate(self._profiles):
+                recurs = cuda_graphs and profile.length.most <= GRAPH_LENGTH
+                context = PlanContext(opened, entry, index, self._stream, (shared, scratch), recurs)
+                context.check_outputs(profile, str(plan), rebuild)
+                context.bind(self._buffers.addresses)
+                self._contexts.append(context)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def spec(self) -> EngineSpec:
+        """The engine's limits."""
+        return self._spec
+
+    @property
+    def seconds(self) -> float:
+        """Time from handing passes to the GPU until their results were on the host, since the engine was loaded."""
+        return self._seconds
+
+    def forward(self, tokens: Int64, start: Int64, rows: Int64) -> Float32:
+        """See `Engine.forward`."""
+        with self._timed():
+            return self._buffers.read_logits(self._enqueue(tokens, start, rows))
+
+    def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
+        """See `Engine.score`: a token and a probability of each row are copied, and the logits only when asked for."""
+        with self._timed():
+            shape = self._enqueue(tokens, start, rows)
+            best, confidence = self._buffers.read_best(shape)
+        number = self._passes
+
+        def logits() -> Float32:
+            if number != self._passes:
+                raise QuasarError(f"engine {self._spec.name}: these logits are gone, another pass has run since; ask before it")
+            with self._timed():
+                return self._buffers.read_logits(shape)
+
+        return DeviceScores(best, confidence, logits)
+
+    def close(self) -> None:
+        """Free the plan, the cache and all buffers; the engine cannot be used afterwards."""
+        self._passes += 1
+        # the last created first: graphs, the memory that contexts work in, buffers, the stream
+        self._contexts.clear()
+        self._resources.close()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds += time.perf_counter() - begin
+
+    def _enqueue(self, tokens: Int64, start: Int64, rows: Int64) -> PassShape:
+        """Put a pass into the stream; returns its shape."""
+        if not self._contexts:
+            raise QuasarError(f"engine {self._spec.name}: it was closed; load it again")
+        check_call(self._spec, tokens, start, rows)
+        batch, length = tokens.shape
+        last = int(start.max()) + length
+        index, shape = choose_profile(self._profiles, self._spec.name, batch, length, rows.shape[1], last, self._spec.max_length)
+        self._passes += 1
+        if self._buffers.reserve_logits(shape):
+            self._graphs.clear()
+            for each in self._contexts:
+                each.bind({"logits": self._buffers.addresses["logits"]})
+        self._buffers.upload(tokens, start, rows)
+        context = self._contexts[index]
+        if self._records and length <= GRAPH_LENGTH:
+            self._graphs.run((index, shape), lambda: context.enqueue(shape))
+        else:
+            context.enqueue(shape)
+        return shape
+
+
+class DeviceScores:
+    """Scores of a pass whose logits are still on the GPU.
+
+    Args:
+        best: int64 [B, R].
+        confidence: float32 [B, R].
+        logits: copies the logits to the host, float32 [B, R, V]; raises QuasarError once another pass has run.
+    """
+
+    def __init__(self, best: Int64, confidence: Float32, logits: Callable[[], Float32]) -> None:
+        self._best = best
+        self._confidence = confidence
+        self._logits = logits
+
+    def best(self) -> Int64:
+        """See `Scores.best`."""
+        return self._best
+
+    def confidence(self) -> Float32:
+        """See `Scores.confidence`."""
+        return self._confidence
+
+    def logits(self) -> Float32:
+        """See `Scores.logits`."""
+        return self._logits()
