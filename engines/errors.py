@@ -24,6 +24,10 @@ class GateError(QuasarError):
     exit_code = 3
 
 
+class BuildError(GateError):
+    """TensorRT cannot build an engine, or built another one than was asked for."""
+
+
 class BundleError(QuasarError):
     """A bundle is truncated, altered, hostile, or of a format this version does not read."""
 

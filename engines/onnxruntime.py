@@ -219,7 +219,7 @@ class OnnxEngine:
             self._bindings[batch] = binding
         return self._bindings[batch]
 
-    def _logits_buffer(self, shape: tuple[int, int, int]) -> Float32:
+    def _logits_buffer(self, shape: tuple[int, int, int]) -> Any:
         count = int(np.prod(shape))
         if count > self._logits.size:
             self._logits = zeros((count,))

@@ -12,7 +12,7 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # the first release with in-place updates of a KV cache
 LEAST_TENSORRT = (10, 15)
 INSTALL = {
-    "tensorrt": "pip install 'quasar-toolchain[tensorrt]' (its libraries come from https://pypi.nvidia.com)",
+    "tensorrt": "pip install 'quasar-toolchain[tensorrt]' with NVIDIA's own package index as --extra-index-url",
     "tensorrt-rtx": "pip install 'quasar-toolchain[tensorrt-rtx]'",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quasar.calibration.calibrate import Calibration
 from quasar.calibration.smoothquant import Smoothed
@@ -10,6 +10,7 @@ from quasar.calibration.source import TensorSource
 from quasar.exporter.architecture import Architecture
 from quasar.exporter.checkpoint import Checkpoint
 from quasar.exporter.draft_model import fit_vocabulary
+from quasar.exporter.graph.explicit import ExplicitW8A8Linear, HalfLinear, explicit_form
 from quasar.exporter.graph.linear import BlockLinear, FloatLinear, Linear, SwitchedBlockLinear, W8A8Linear
 
 
@@ -18,8 +19,9 @@ class Blueprint:
     """What an engine is made of.
 
     Attributes:
-        precision: `float32`; `w8a8`: int8 weights per output channel, static int8 activations; `w4a8`: 4-bit weights in
-            blocks, int8 activations per block at run time; `w4a16`: the same with activations that the caller chooses.
+        precision: `float32`; `float16`; `w8a8`: int8 weights per output channel, static int8 activations; `w4a8`: 4-bit weights in
+            blocks, int8 activations per block at run time; `w4a16`: the same with activations that the caller chooses, or, for
+            TensorRT, float16 ones.
         linear: how the layers store their linears.
         lm_head: how lm_head is stored.
         source: the weights.
@@ -43,8 +45,8 @@ class Blueprint:
     @property
     def float_linears(self) -> tuple[str, ...]:
         """Linears that stay float, as far as there are quantized ones."""
-        kept = self.linear.keep_float if isinstance(self.linear, W8A8Linear) else ()
-        return tuple(sorted(kept)) + (("lm_head",) if isinstance(self.lm_head, FloatLinear) else ())
+        kept = self.linear.keep_float if isinstance(self.linear, (W8A8Linear, ExplicitW8A8Linear)) else ()
+        return tuple(sorted(kept)) + (("lm_head",) if isinstance(self.lm_head, (FloatLinear, HalfLinear)) else ())
 
 
 def float_engine(checkpoint: Checkpoint) -> Blueprint:
@@ -84,6 +86,22 @@ def model_engine(checkpoint: Checkpoint, name: str, vocab_size: int) -> Blueprin
     linear = BlockLinear()
     layers = _all_layers(architecture)
     return Blueprint(name, "w4a8", linear, linear, source, architecture, checkpoint.model_id, layers, name, False)
+
+
+def for_tensorrt(blueprint: Blueprint) -> Blueprint:
+    """The same engine in the form that TensorRT reads. What both forms store alike, int8 weights above all, they share."""
+    linear, precision = explicit_form(blueprint.linear)
+    own_file = blueprint.weights if precision == "w8a8" else f"{blueprint.weights}.tensorrt"
+    # a float16 engine's embedding rows are those of the quantized engines
+    shares = blueprint.shares_embedding or blueprint.precision == "float32"
+    return replace(
+        blueprint,
+        precision=precision,
+        linear=linear,
+        lm_head=explicit_form(blueprint.lm_head)[0],
+        weights=own_file,
+        shares_embedding=shares,
+    )
 
 
 def _all_layers(architecture: Architecture) -> tuple[int, ...]:

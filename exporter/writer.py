@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from quasar.engines.manifest import EngineEntry
-from quasar.exporter.blueprint import Blueprint
+from quasar.exporter.blueprint import Blueprint, for_tensorrt
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.decoder import AttentionForm, Decoder
@@ -17,25 +18,52 @@ EMBEDDING = "embedding"
 """The file of float16 embedding rows of all quantized engines of the model."""
 
 
+@dataclass(frozen=True)
+class PlanGraph:
+    """A graph that a plan is to be built from, of the engine of that name.
+
+    Attributes:
+        files: the graph, first, and its weights.
+    """
+
+    name: str
+    precision: str
+    files: tuple[str, ...]
+
+    @property
+    def graph(self) -> str:
+        """Path of the graph."""
+        return self.files[0]
+
+
 def write_engines(
-    root: Path, blueprints: Sequence[Blueprint], max_length: int, max_batch: int, progress: Progress
-) -> list[EngineEntry]:
-    """Write every engine into the bundle at `root`; their entries have no gate figures yet."""
-    files: dict[str, WeightFile] = {}
+    root: Path, blueprints: Sequence[Blueprint], max_length: int, max_batch: int, for_plans: bool, progress: Progress
+) -> tuple[list[EngineEntry], list[PlanGraph]]:
+    """Write every engine into the bundle at `root`, with `for_plans` also its graph for TensorRT.
+
+    The entries have neither gate figures nor plans yet.
+    """
+    forms = [form for b in blueprints for form in ((b, for_tensorrt(b)) if for_plans else (b,))]
+    names = [*(form.weights for form in forms), *([EMBEDDING] if any(form.shares_embedding for form in forms) else [])]
+    entries, graphs = [], []
     with ExitStack() as stack:
-        for name in (*(b.weights for b in blueprints), *([EMBEDDING] if any(b.shares_embedding for b in blueprints) else [])):
-            if name not in files:
-                files[name] = stack.enter_context(WeightFile(root / f"{name}.bin"))
-        return [_write(root, blueprint, files, max_length, max_batch, progress) for blueprint in blueprints]
+        files = {name: stack.enter_context(WeightFile(root / f"{name}.bin")) for name in dict.fromkeys(names)}
+        for blueprint in blueprints:
+            form: AttentionForm = "fused" if can_fuse(blueprint.architecture, max_batch) else "portable"
+            decoder = _decoder(blueprint, form, max_length, max_batch, for_plan=False)
+            written = _write(root, f"{blueprint.name}.onnx", blueprint, decoder, files, progress)
+            entries.append(_entry(blueprint, decoder, written))
+            if for_plans:
+                explicit = for_tensorrt(blueprint)
+                decoder = _decoder(explicit, "portable", max_length, max_batch, for_plan=True)
+                written = _write(root, f"{explicit.name}.tensorrt.onnx", explicit, decoder, files, progress)
+                graphs.append(PlanGraph(explicit.name, explicit.precision, written))
+    return entries, graphs
 
 
-def _write(
-    root: Path, blueprint: Blueprint, files: Mapping[str, WeightFile], max_length: int, max_batch: int, progress: Progress
-) -> EngineEntry:
-    a, name = blueprint.architecture, blueprint.name
-    attention: AttentionForm = "fused" if can_fuse(a, max_batch) else "portable"
-    decoder = Decoder(
-        architecture=a,
+def _decoder(blueprint: Blueprint, attention: AttentionForm, max_length: int, max_batch: int, for_plan: bool) -> Decoder:
+    return Decoder(
+        architecture=blueprint.architecture,
         linear=blueprint.linear,
         lm_head=blueprint.lm_head,
         attention=attention,
@@ -43,23 +71,35 @@ def _write(
         max_batch=max_batch,
         half_embedding=blueprint.precision != "float32",
         layers=blueprint.layers,
+        half_attention=for_plan,
+        choices=for_plan,
     )
-    graph = f"{name}.onnx"
+
+
+def _write(
+    root: Path, graph: str, blueprint: Blueprint, decoder: Decoder, files: Mapping[str, WeightFile], progress: Progress
+) -> tuple[str, ...]:
+    """Write a graph: its files, the graph first."""
     weights, embedding = files[blueprint.weights], files[EMBEDDING] if blueprint.shares_embedding else None
-    with progress(f"write {name}", len(blueprint.layers)) as bar:
+    with progress(f"write {graph.removesuffix('.onnx')}", len(blueprint.layers)) as bar:
         builder = GraphBuilder(weights, embedding)
         decoder.write(builder, blueprint.source, lambda: bar.update(1))
-    builder.save(root / graph, name, blueprint.precision)
+    builder.save(root / graph, blueprint.name, blueprint.precision)
+    return (graph, weights.path.name, *([embedding.path.name] if embedding else []))
+
+
+def _entry(blueprint: Blueprint, decoder: Decoder, files: tuple[str, ...]) -> EngineEntry:
+    a = blueprint.architecture
     return EngineEntry(
-        name=name,
+        name=blueprint.name,
         backend="onnxruntime",
         precision=blueprint.precision,
-        attention=attention,
-        graph=graph,
-        files=(graph, weights.path.name, *([embedding.path.name] if embedding else [])),
+        attention=decoder.attention,
+        graph=files[0],
+        files=files,
         vocab_size=a.vocab_size,
-        max_length=max_length,
-        max_batch=max_batch,
+        max_length=decoder.max_length,
+        max_batch=decoder.max_batch,
         num_hidden_layers=len(blueprint.layers),
         num_key_value_heads=a.num_key_value_heads,
         head_dim=a.head_dim,

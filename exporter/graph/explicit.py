@@ -16,7 +16,7 @@ import torch
 
 from quasar.calibration.quantize import BLOCK_SIZES, quantize_positive_blocks, quantize_rows
 from quasar.exporter.graph.builder import GraphBuilder
-from quasar.exporter.graph.linear import Linear
+from quasar.exporter.graph.linear import BlockLinear, Linear, W8A8Linear
 
 
 class HalfLinear:
@@ -34,7 +34,8 @@ class ExplicitW8A8Linear:
     """int8 weights per output channel, activations int8 with one static scale, as Q/DQ pairs around a product.
 
     Zero points are 0, which is all that TensorRT takes; weights are stored as int8, with a DequantizeLinear alone. Scales are
-    float32, so that they are those of the CPU engine to the last bit, and the product is float32.
+    float32, and so is the product: with float16 scales, TensorRT-RTX writes the product of the integers as float16 before it
+    applies the weights' scales, and it can overflow.
 
     Attributes:
         input_scales: activation scale of every linear, by name.
@@ -81,6 +82,13 @@ class ExplicitBlockLinear:
             g.op("DequantizeLinear", stored, scale, axis=0, block_size=size),
         )
         return _finish(g, name, g.op("Cast", y, to=ir.DataType.FLOAT), bias)
+
+
+def explicit_form(linear: Linear) -> tuple[Linear, str]:
+    """(the linear that TensorRT reads in place of one for ONNX Runtime's kernels, its precision)"""
+    if isinstance(linear, W8A8Linear):
+        return ExplicitW8A8Linear(linear.input_scales, linear.keep_float), "w8a8"
+    return (ExplicitBlockLinear(), "w4a16") if isinstance(linear, BlockLinear) else (HalfLinear(), "float16")
 
 
 def _finish(g: GraphBuilder, name: str, y: ir.Value, bias: torch.Tensor | None) -> Any:

@@ -1,0 +1,89 @@
+"""What TensorRT made of a network: the layers of a plan, read from the library's own listing.
+
+The builder lists them in its log, and the engine inspector of a loaded plan in the same words:
+`Name: ..., LayerType: ..., Inputs: [ { Name: ..., Dimensions: [..], .. Datatype: Int8 .. } ], Constants: [..], Outputs: [..], ..`
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_LAYER = re.compile(r"^\s*Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), (?P<rest>.*)$")
+# what follows a section; the tensors within have lists and commas of their own
+_SECTION = re.compile(
+    r"(?P<section>Inputs|Constants|Outputs): \[(?P<tensors>.*?)\](?=, (?:Inputs|Constants|Outputs|Tactic\w*): |$)"
+)
+_TENSOR = re.compile(r"Name: (?P<name>[^,]*), Dimensions: \[(?P<dimensions>[-\d,]*)\].*?Data[tT]ype: (?P<dtype>\w+)")
+_PROFILE = re.compile(r"_myl(\d+)(?:_\d+)?$")
+
+
+@dataclass(frozen=True)
+class PlanTensor:
+    """A tensor between layers; -1 in `shape` is a size that changes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class PlanLayer:
+    """One kernel of a plan.
+
+    Attributes:
+        name: made by the library from the nodes that it fused.
+        kind: `gemm`, `kgen` (a kernel generated at loading) and others.
+        profile: index of the optimization profile that it belongs to.
+    """
+
+    name: str
+    kind: str
+    profile: int
+    inputs: tuple[PlanTensor, ...]
+    constants: tuple[PlanTensor, ...]
+    outputs: tuple[PlanTensor, ...]
+
+    @property
+    def is_int8_product(self) -> bool:
+        """Whether it multiplies int8 activations with int8 weights."""
+        weights = [tensor for tensor in self.constants if tensor.dtype == "Int8" and len(tensor.shape) >= 2]
+        return bool(weights) and any(tensor.dtype == "Int8" for tensor in self.inputs)
+
+    @property
+    def is_attention(self) -> bool:
+        """Whether it is attention as one kernel."""
+        return "mha" in self.name
+
+    def updates(self, tensor: str) -> bool:
+        """Whether it writes into that tensor in place."""
+        names = tensor, f"{tensor} [profile {self.profile}]"
+        return any(t.name in names for t in self.inputs) and any(t.name in names for t in self.outputs)
+
+
+def parse_layers(lines: Iterable[str]) -> list[PlanLayer]:
+    """The layers among the lines; whatever else stands there is passed over."""
+    layers = []
+    for line in lines:
+        match = _LAYER.match(line)
+        if match is None:
+            continue
+        sections = {m["section"]: _tensors(m["tensors"]) for m in _SECTION.finditer(match["rest"])}
+        profile = _PROFILE.search(match["name"])
+        layers.append(
+            PlanLayer(
+                match["name"],
+                match["kind"],
+                int(profile[1]) if profile else 0,
+                *(sections.get(section, ()) for section in ("Inputs", "Constants", "Outputs")),
+            )
+        )
+    return layers
+
+
+def _tensors(text: str) -> tuple[PlanTensor, ...]:
+    return tuple(
+        PlanTensor(m["name"], tuple(int(size) for size in m["dimensions"].split(",") if size), m["dtype"])
+        for m in _TENSOR.finditer(text)
+    )
