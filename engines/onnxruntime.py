@@ -140,6 +140,7 @@ class OnnxEngine:
         self._session = create_session(str(graph), provider, threads, optimize)
         inputs = _check_graph(self._session, entry, str(graph))
         self._cache_type = np.float16 if inputs["past.0.key"] == "tensor(float16)" else np.float32
+        self._switched = "precise" in inputs
         self._context = np.arange(entry.max_length if "context" in inputs else 0)
         self._seconds = 0.0
         self._logits = zeros((0,))
@@ -186,7 +187,7 @@ class OnnxEngine:
         binding.bind_cpu_input("rows", np.ascontiguousarray(rows))
         if self._context.size:
             binding.bind_cpu_input("context", self._context[: int(start.max()) + tokens.shape[1]])
-        if self._spec.precision == SWITCHED:
+        if self._switched:
             binding.bind_cpu_input("precise", np.array(precise))
         logits = self._logits_buffer((batch, count, self._spec.vocab_size))
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
@@ -270,7 +271,6 @@ def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -
         raise BundleError(f"{path}: its precision is {precision}, the manifest says {entry.precision}; export the bundle again")
     cache = [entry.num_key_value_heads, entry.max_length, entry.head_dim]
     inputs = {"input_ids": 2, "start": 1, "rows": 2} | ({"context": 1} if entry.attention == "portable" else {})
-    switch = {"precise"} if entry.precision == SWITCHED else set()
     expected: dict[str, list[int]] = {
         f"{side}.{i}.{kind}": cache
         for side in ("past", "present")
@@ -278,6 +278,8 @@ def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -
         for kind in ("key", "value")
     }
     found = {value.name: value for value in [*session.get_inputs(), *session.get_outputs()]}
+    # graphs for TensorRT, which choose themselves what is likeliest, have one kind of activations
+    switch = {"precise"} if entry.precision == SWITCHED and "best" not in found else set()
     cache_type = next((value.type for name, value in found.items() if name in expected), "")
     if set(found) - {"best", "confidence"} != {*expected, *inputs, *switch, "logits"} or cache_type not in CACHE_TYPES:
         raise BundleError(f"{path}: its inputs and outputs are not those of a {entry.num_hidden_layers}-layer engine")
