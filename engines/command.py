@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from quasar.engines.errors import QuasarError, UsageError
+from quasar.engines.errors import GateError, QuasarError, UsageError
 
 INTERRUPTED = 130
 ADVICE = {
@@ -18,7 +18,7 @@ ADVICE = {
     errno.EDQUOT: "free some space",
     errno.ENOMEM: "use a machine with more memory, or a smaller --max-length",
 }
-EXIT_CODES = "exit codes: 0 done, 1 disk or memory failed, 2 wrong usage, 3 gate failed, 4 bad bundle, 130 interrupted"
+EXIT_CODES = "exit codes: 0 done, 1 disk or memory failed, 2 wrong usage, 3 gate or build failed, 4 bad bundle, 130 interrupted"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -39,6 +39,10 @@ def run_command(name: str, run: Callable[[], int]) -> int:
         return run()
     except QuasarError as error:
         print(f"{name}: {error}", file=sys.stderr)
+        if isinstance(error, GateError) and error.commands:
+            print(
+                "to look for the reason (pip install polygraphy onnx-graphsurgeon):", *error.commands, sep="\n  ", file=sys.stderr
+            )
         return error.exit_code
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)

@@ -36,6 +36,15 @@ def load_runtime() -> Any:
         ) from None
 
 
+def has_gpu() -> bool:
+    """Whether plans can run on this machine."""
+    try:
+        Device()
+    except UsageError:
+        return False
+    return True
+
+
 class Device:
     """The first GPU that CUDA shows (CUDA_VISIBLE_DEVICES chooses which one that is).
 

@@ -5,6 +5,8 @@ Commands print the message without a traceback and leave with `exit_code`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class QuasarError(Exception):
     """Something outside the code failed: disk, memory, a broken install."""
@@ -19,9 +21,14 @@ class UsageError(QuasarError):
 
 
 class GateError(QuasarError):
-    """An engine is further from the float model than its thresholds allow."""
+    """An engine is further from the float model than its thresholds allow.
+
+    Attributes:
+        commands: command lines that look for the reason.
+    """
 
     exit_code = 3
+    commands: Sequence[str] = ()
 
 
 class BuildError(GateError):

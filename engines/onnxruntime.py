@@ -30,7 +30,7 @@ LOG_NOTHING = 4  # what goes wrong is raised
 # precisions whose kernels give a row the same bits in every pass of two or more rows (tested)
 BATCH_INVARIANT = ("float32", "w8a8")
 SWITCHED = "w4a16"
-"""The precision whose graphs take `precise`, bool []: 16-bit activations, or int8 ones."""
+"""The precision whose graphs for a CPU take `precise`, bool []: 16-bit activations, or int8 ones."""
 
 
 def create_session(path: str, provider: str = "cpu", threads: int = 0, optimize: bool = True) -> ort.InferenceSession:
@@ -278,8 +278,7 @@ def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -
         for kind in ("key", "value")
     }
     found = {value.name: value for value in [*session.get_inputs(), *session.get_outputs()]}
-    # graphs for TensorRT, which choose themselves what is likeliest, have one kind of activations
-    switch = {"precise"} if entry.precision == SWITCHED and "best" not in found else set()
+    switch = {"precise"} & set(found) if entry.precision == SWITCHED else set()
     cache_type = next((value.type for name, value in found.items() if name in expected), "")
     if set(found) - {"best", "confidence"} != {*expected, *inputs, *switch, "logits"} or cache_type not in CACHE_TYPES:
         raise BundleError(f"{path}: its inputs and outputs are not those of a {entry.num_hidden_layers}-layer engine")

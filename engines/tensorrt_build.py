@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from quasar.engines.cuda import Device, has_gpu
 from quasar.engines.errors import BuildError, UsageError
-from quasar.engines.manifest import PlanProfile, ShapeRange
+from quasar.engines.manifest import LIBRARIES, PlanProfile, ShapeRange
 from quasar.engines.plan_layers import PlanLayer, parse_layers
 from quasar.engines.plan_progress import make_monitor
 from quasar.engines.tensorrt_library import Log, load_library
@@ -48,6 +49,13 @@ class BuildOptions:
     timing_cache: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.library not in LIBRARIES:
+            raise UsageError(f"library {self.library!r}: choose of {', '.join(LIBRARIES)} (--backend)")
+        if self.version_compatible and self.library != "tensorrt":
+            raise UsageError(
+                "--version-compatible: tensorrt-rtx comes without the lean runtime that it needs; leave it out, or use "
+                "--backend tensorrt"
+            )
         if self.compute_capabilities and self.library != "tensorrt-rtx":
             raise UsageError(
                 "--compute-capability: tensorrt builds for the GPU of this machine; leave it out, or use --backend tensorrt-rtx"
@@ -86,6 +94,27 @@ def plan_profiles(max_batch: int, max_length: int) -> tuple[PlanProfile, ...]:
     )
 
 
+def check_build(options: BuildOptions) -> None:
+    """Refuse what cannot be built on this machine, before hours are spent on what comes first.
+
+    Raises:
+        UsageError: the library is missing, refuses what `options` ask for, or needs a GPU.
+    """
+    trt = load_library(options.library)
+    if options.library == "tensorrt":
+        try:
+            Device()
+        except UsageError as error:
+            reason = str(error).split(";")[0]
+            raise UsageError(f"tensorrt builds on the GPU that it builds for: {reason}; use --backend tensorrt-rtx") from None
+    if options.strip_weights and not has_gpu():
+        raise UsageError(
+            "--strip-weights: the library lays weights out on a GPU, and there is none; leave it out, or use a machine with one"
+        )
+    log = Log(trt)
+    _configure(trt, log, trt.Builder(log.logger), None, (), options)
+
+
 def build_plan(
     graph: Path,
     plan: Path,
@@ -122,7 +151,8 @@ def build_plan(
     if options.timing_cache is not None:
         _write_timing_cache(config, options.timing_cache)
     plan.write_bytes(serialized)
-    return BuiltPlan(str(trt.__version__), layers)
+    here = (Device().compute_capability,) if options.library == "tensorrt" else ()
+    return BuiltPlan(str(trt.__version__), here, layers)
 
 
 def _parse(trt: Any, log: Log, builder: Any, graph: Path) -> Any:

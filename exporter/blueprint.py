@@ -19,9 +19,9 @@ class Blueprint:
     """What an engine is made of.
 
     Attributes:
-        precision: `float32`; `float16`; `w8a8`: int8 weights per output channel, static int8 activations; `w4a8`: 4-bit weights in
-            blocks, int8 activations per block at run time; `w4a16`: the same with activations that the caller chooses, or, for
-            TensorRT, float16 ones.
+        precision: `float32`; `float16`; `w8a8`: int8 weights per output channel, static int8 activations; `w4a8`: 4-bit
+            weights in blocks, int8 activations per block at run time; `w4a16`: the same with activations that the caller
+            chooses, or, for TensorRT, float16 ones.
         linear: how the layers store their linears.
         lm_head: how lm_head is stored.
         source: the weights.

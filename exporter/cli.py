@@ -5,23 +5,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quasar.engines.command import EXIT_CODES, run_command
 from quasar.engines.errors import UsageError
+from quasar.engines.manifest import LIBRARIES, Manifest
+from quasar.engines.tensorrt_build import BuildOptions
 from quasar.exporter.draft import FORMS, INT4, Draft, parse_drafts
+from quasar.exporter.rebuild import rebuild
+from quasar.exporter.summary import print_summary
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: --help and wrong options need not wait for them
-    from quasar.exporter.export import ExportResult
     from quasar.exporter.options import ExportOptions
 
-WEAK_DRAFT = 0.3
-"""Top-1 agreement below which a draft is hardly ever worth its time."""
+ONNXRUNTIME = "onnxruntime"
+GIB = 1 << 30
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +33,12 @@ def parser() -> argparse.ArgumentParser:
         description="Turn a Hugging Face checkpoint into a bundle of quantized engines, checked against the float model.",
         epilog=EXIT_CODES,
     )
-    p.add_argument("--model", required=True, help="folder, Hugging Face id, alias such as qwen3 or qwen3:8b, or demo")
+    source = p.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", help="folder, Hugging Face id, alias such as qwen3 or qwen3:8b, or demo")
+    source.add_argument(
+        *("--rebuild",), type=Path, metavar="BUNDLE",
+        help="build the plans of a bundle again, from its graphs, for this machine's library or GPU",
+    )  # fmt: skip
     p.add_argument("--int8", action="store_true", help="a W8A8 verifier: the same as --engines int8 --draft int4")
     p.add_argument("--engines", metavar="LIST", help="exactly these, comma separated: float, int8, int4, int4-a16")
     p.add_argument(
@@ -50,15 +57,57 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--lm-head", choices=("int8", "float"), default="int8", help="precision of lm_head in the int8 engine")
     p.add_argument("--max-length", type=int, metavar="N", help="positions of the KV cache (default: 4096, or the model's)")
     p.add_argument("--max-batch", type=int, default=1, metavar="N", help="slots in one pass (default: 1)")
-    p.add_argument("--backend", choices=("onnxruntime",), default="onnxruntime", help="what runs the engines")
+    p.add_argument(
+        *("--backend",), choices=(ONNXRUNTIME, *LIBRARIES), default=ONNXRUNTIME,
+        help="what is to run the engines; with a TensorRT, plans are built beside the graphs for ONNX Runtime",
+    )  # fmt: skip
     p.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hugging Face model")
     p.add_argument("--force", action="store_true", help="write the bundle even when the gate fails")
     p.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    _add_build_options(p)
     return p
 
 
+def _add_build_options(p: argparse.ArgumentParser) -> None:
+    g = p.add_argument_group(
+        "plans", "options of --backend tensorrt (builds for this machine's GPU) and tensorrt-rtx (needs none)"
+    )
+    g.add_argument(
+        *("--compute-capability",), metavar="CC[,CC...]",
+        help="GPUs to build for, as 8.9; tensorrt-rtx only (default: all that it knows)",
+    )  # fmt: skip
+    g.add_argument("--version-compatible", action="store_true", help="plans that later versions load too; tensorrt only")
+    g.add_argument("--strip-weights", action="store_true", help="plans without weights, put in from the graphs at loading")
+    g.add_argument("--memory-pool", type=float, metavar="GIB", help="most scratch memory of a kernel (default: the library's)")
+    g.add_argument("--timing-cache", type=Path, metavar="FILE", help="keeps kernel timings between builds; tensorrt only")
+
+
+def _build_options(args: argparse.Namespace) -> BuildOptions | None:
+    given = {
+        "--compute-capability": args.compute_capability,
+        "--version-compatible": args.version_compatible,
+        "--strip-weights": args.strip_weights,
+        "--memory-pool": args.memory_pool,
+        "--timing-cache": args.timing_cache,
+    }
+    if args.backend == ONNXRUNTIME:
+        needless = [option for option, value in given.items() if value]
+        if needless:
+            raise UsageError(f"{needless[0]}: it is about plans; add --backend tensorrt or --backend tensorrt-rtx")
+        return None
+    wanted = (args.compute_capability or "").split(",")
+    return BuildOptions(
+        library=args.backend,
+        compute_capabilities=tuple(part.strip() for part in wanted if part.strip()),
+        version_compatible=args.version_compatible,
+        strip_weights=args.strip_weights,
+        memory_pool=None if args.memory_pool is None else int(args.memory_pool * GIB),
+        timing_cache=args.timing_cache,
+    )
+
+
 def _options(args: argparse.Namespace) -> ExportOptions:
-    (engines, drafts), alphas = _engines(args), _alphas(args.alpha)
+    (engines, drafts), alphas, build = _engines(args), _alphas(args.alpha), _build_options(args)
     from quasar.exporter.options import ExportOptions
 
     named = "-".join(name for name in engines if name != "int4" or engines == ("int4",))
@@ -80,6 +129,7 @@ def _options(args: argparse.Namespace) -> ExportOptions:
         float_lm_head=args.lm_head == "float",
         revision=args.revision,
         force=args.force,
+        build=build,
     )
 
 
@@ -97,7 +147,7 @@ def _engines(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Draft, ..
     return tuple(engines), drafts
 
 
-def _alphas(text: str) -> dict[str, tuple[float, ...]]:
+def _alphas(text: str) -> dict[str, Any]:
     """What `--alpha` changes in the options."""
     if text in ("search", "off"):
         return {} if text == "search" else {"alphas": ()}
@@ -107,56 +157,37 @@ def _alphas(text: str) -> dict[str, tuple[float, ...]]:
         raise UsageError(f"--alpha {text}: give a number from 0 to 1, 'search' or 'off'") from None
 
 
-def _print(result: ExportResult, seconds: float) -> None:
-    manifest = result.manifest
-    total = sum(file.bytes for file in manifest.files)
-    print(f"{result.output}: {', '.join(manifest.engines)}, {total / 1e6:.1f} MB, {seconds:.1f} s")
-    rows = [("engine", "top-1 agreement", "mean KL", "perplexity ratio", "max |dlogit|", "left float")]
-    for name, engine in manifest.engines.items():
-        g = engine.gate
-        rows.append(
-            (
-                *(name, f"{g['top1_agreement']:.4f}", f"{g['mean_kl']:.2e}", f"{g['perplexity_ratio']:.4f}"),
-                *(
-                    f"{g['max_abs_logit_difference']:.2e}",
-                    ", ".join(engine.float_linears) if name != "float" else "all",
-                ),
-            )
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    tokens = next(iter(manifest.engines.values())).gate["tokens"]
-    print(f"  against the float model in transformers, on {tokens} tokens that were not calibrated on")
-    for name, missed in result.missed.items():
-        if missed:
-            print(f"  warning: {name} fails the gate ({', '.join(missed)}); written because of --force", file=sys.stderr)
-    for name, engine in manifest.engines.items():
-        agreement = engine.gate["top1_agreement"]
-        if name not in manifest.thresholds and agreement < WEAK_DRAFT:
-            few = f"{name} agrees with the model on {agreement:.0%} of the tokens"
-            print(f"  warning: {few}; most of what it drafts will be rejected", file=sys.stderr)
-    print(f'try: quasar-generate {shlex.quote(str(result.output))} "..."')
+def _progress(name: str, parts: int) -> Any:
+    from tqdm import tqdm
+
+    # without a terminal a bar is only noise in a log
+    return tqdm(desc=f"{name:<16}", total=parts, file=sys.stderr, disable=None, leave=True)
 
 
 def _run(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
-    options = _options(args)
-    from tqdm import tqdm
-
-    from quasar.exporter.export import export
-
-    def progress(name: str, parts: int) -> Any:
-        # without a terminal a bar is only noise in a log
-        return tqdm(desc=f"{name:<16}", total=parts, file=sys.stderr, disable=None, leave=True)
-
     begin = time.perf_counter()
-    result = export(options, progress)
-    if args.json:
-        print(json.dumps({"output": str(result.output), **dataclasses.asdict(result.manifest), "missed": result.missed}))
+    missed: Mapping[str, Sequence[str]] = {}
+    if args.rebuild is not None:
+        output, manifest = _rebuild(args)
     else:
-        _print(result, time.perf_counter() - begin)
+        options = _options(args)
+        from quasar.exporter.export import export
+
+        result = export(options, _progress)
+        output, manifest, missed = result.output, result.manifest, result.missed
+    if args.json:
+        print(json.dumps({"output": str(output), **dataclasses.asdict(manifest), "missed": missed}))
+    else:
+        print_summary(output, manifest, missed, time.perf_counter() - begin)
     return 0
+
+
+def _rebuild(args: argparse.Namespace) -> tuple[Path, Manifest]:
+    build = _build_options(args)
+    if build is None:
+        raise UsageError("--rebuild: say what is to build the plans: --backend tensorrt or --backend tensorrt-rtx")
+    return args.rebuild, rebuild(args.rebuild, build, _progress)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,16 +20,20 @@ from quasar.engines.bundle import TOKENIZER, atomic_bundle, check_output, list_f
 from quasar.engines.errors import UsageError
 from quasar.engines.manifest import EngineEntry, Manifest
 from quasar.engines.onnxruntime import OnnxEngine
+from quasar.engines.tensorrt_build import check_build
 from quasar.exporter.blueprint import Blueprint, float_engine, int4_engine, int8_engine, model_engine, switched_int4_engine
 from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.draft import ModelDraft, PrunedDraft
 from quasar.exporter.draft_model import check_draft, open_draft
-from quasar.exporter.gate import THRESHOLDS, Figures, compare, judge
+from quasar.exporter.failure import kept_on_failure
+from quasar.exporter.gate import THRESHOLDS, Figures, judge
 from quasar.exporter.options import ExportOptions, Progress
+from quasar.exporter.plans import build_plans, gate_plans, open_plan_graph
+from quasar.exporter.reference import Reference
 from quasar.exporter.tokenizer import copy_tokenizer, encode_messages, open_tokenizer, stop_token_ids_of
-from quasar.exporter.writer import write_engines
+from quasar.exporter.writer import PlanGraph, write_engines
 
-PACKAGES = ("quasar-toolchain", "onnxruntime", "onnx-ir", "torch", "transformers", "tokenizers")
+PACKAGES = ("quasar-toolchain", "onnxruntime", "tensorrt", "tensorrt-rtx", "onnx-ir", "torch", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
         GateError: an engine is too far from the float model.
     """
     check_output(options.output)
+    if options.build is not None:
+        check_build(options.build)
     drafts = _open_drafts(options)
     checkpoint = open_checkpoint(options.model, options.revision)
     max_length = _max_length(options, checkpoint)
@@ -69,18 +75,25 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
         calibration = _calibrate(options, checkpoint, prompts, progress) if "int8" in options.engines else None
         pruning = _prune(checkpoint, prompts, removed, progress) if removed else None
         blueprints = list(_blueprints(options, checkpoint, calibration, pruning, drafts))
-        entries = write_engines(root, blueprints, max_length, options.max_batch, progress)
-        figures = _gate(checkpoint, entries, root, prompts, progress)
-        missed = judge(figures, options.force)
+        entries, graphs = write_engines(root, blueprints, max_length, options.max_batch, options.build is not None, progress)
+        with kept_on_failure(root, options.output, graphs, options.build):
+            reference = Reference.measure(checkpoint, prompts.gate, progress)
+            entries, figures = _gate(reference, entries, graphs, root, progress)
+            missed = judge(figures, options.force)
+            if options.build is not None:
+                gates = {graph.name: dataclasses.asdict(figures[graph.label]) for graph in graphs}
+                entries = build_plans(root, entries, graphs, gates, options.build, progress)
+                entries, loaded = gate_plans(reference, entries, root, progress)
+                missed |= judge(loaded, options.force)
         manifest = Manifest(
             model=_describe(checkpoint),
-            engines={entry.name: dataclasses.replace(entry, gate=dataclasses.asdict(figures[entry.name])) for entry in entries},
+            engines={entry.name: entry for entry in entries},
             files=list_files(root),
             tokenizer=tuple(sorted(f"{TOKENIZER}/{path.name}" for path in (root / TOKENIZER).iterdir())),
             stop_token_ids=stop_token_ids,
             default_chain=_default_chain(options.engines),
             calibration=_summary(prompts, calibration, pruning),
-            thresholds={name: dataclasses.asdict(THRESHOLDS[name]) for name in options.engines},
+            thresholds={name: dataclasses.asdict(THRESHOLDS[name]) for name in figures if name in THRESHOLDS},
             versions=_versions(),
         )
         write_manifest(root, manifest)
@@ -145,20 +158,15 @@ def _prune(checkpoint: Checkpoint, prompts: PromptSet, removed: int, progress: P
 
 
 def _gate(
-    checkpoint: Checkpoint, entries: Sequence[EngineEntry], root: Path, prompts: PromptSet, progress: Progress
-) -> dict[str, Figures]:
-    a = checkpoint.architecture
-    with progress("float reference", a.num_hidden_layers) as bar:
-        model = FloatModel(checkpoint.config, checkpoint, a.sliding_windows)
-        final_states = model.final_states(prompts.gate, lambda: bar.update(1))
-    lm_head = checkpoint.tensor("lm_head.weight")
-    figures = {}
-    for entry in entries:
-        with progress(f"gate {entry.name}", len(prompts.gate)) as bar, torch.inference_mode():
-            engine = OnnxEngine(root / entry.graph, entry)
-            figures[entry.name] = compare(engine, prompts.gate, final_states, lm_head, lambda: bar.update(1))
-            engine.close()
-    return figures
+    reference: Reference, entries: Sequence[EngineEntry], graphs: Sequence[PlanGraph], root: Path, progress: Progress
+) -> tuple[list[EngineEntry], dict[str, Figures]]:
+    """(the entries with their figures; the figures of each, and of each graph for TensorRT, by what gates call it)"""
+    figures = {entry.name: reference.compare(OnnxEngine(root / entry.graph, entry), entry.name, progress) for entry in entries}
+    by_name = {entry.name: entry for entry in entries}
+    for graph in graphs:
+        engine = open_plan_graph(root, graph, by_name[graph.name])
+        figures[graph.label] = reference.compare(engine, graph.label, progress)
+    return [dataclasses.replace(entry, gate=dataclasses.asdict(figures[entry.name])) for entry in entries], figures
 
 
 def _max_length(options: ExportOptions, checkpoint: Checkpoint) -> int:

@@ -43,14 +43,20 @@ class Thresholds:
     perplexity_ratio: float | None = None
 
 
+FORMS = ("tensorrt", "plan")
 # Agreement is low between near-ties, of which flat distributions (a model with random weights) are full; KL is not. So
 # KL and perplexity judge, and agreement only catches what they miss. int4 is a draft: the chain corrects it. Of the other
 # drafts nothing is asked but numbers: how often they are right is for their user to weigh against what they cost.
+INT8 = Thresholds(top1_agreement=0.8, mean_kl=0.05, perplexity_ratio=1.05)
+INT4 = Thresholds(mean_kl=0.5, perplexity_ratio=1.5)
+FLOAT16 = Thresholds(mean_kl=0.005, perplexity_ratio=1.01)
 THRESHOLDS: Mapping[str, Thresholds] = {
     "float": Thresholds(max_abs_logit_difference=1e-3),
-    "int8": Thresholds(top1_agreement=0.8, mean_kl=0.05, perplexity_ratio=1.05),
-    "int4": Thresholds(mean_kl=0.5, perplexity_ratio=1.5),
-    "int4-a16": Thresholds(mean_kl=0.5, perplexity_ratio=1.5),
+    "int8": INT8,
+    "int4": INT4,
+    "int4-a16": INT4,
+    # the graphs that plans are built from, and the plans
+    **{f"{name}.{form}": limits for form in FORMS for name, limits in (("float", FLOAT16), ("int8", INT8), ("int4", INT4))},
 }
 
 

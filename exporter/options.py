@@ -9,6 +9,7 @@ from typing import Any
 
 from quasar.calibration.smoothquant import ALPHA_GRID
 from quasar.engines.errors import UsageError
+from quasar.engines.tensorrt_build import BuildOptions
 from quasar.exporter.draft import Draft, ModelDraft
 
 ENGINES = ("float", "int8", "int4", "int4-a16")
@@ -33,6 +34,7 @@ class ExportOptions:
         max_batch: slots in one pass; more than one takes the portable form of attention.
         float_lm_head: leave lm_head in float in the int8 engine.
         force: write the bundle even when the gate fails.
+        build: build plans of the engines, too.
     """
 
     model: str
@@ -49,6 +51,7 @@ class ExportOptions:
     float_lm_head: bool = False
     revision: str | None = None
     force: bool = False
+    build: BuildOptions | None = None
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -65,6 +68,10 @@ class ExportOptions:
             raise UsageError(f"float_budget is {self.float_budget}; it is a share of the weights, 0 to 1 (--float-budget)")
         if not all(0 <= alpha <= 1 for alpha in self.alphas):
             raise UsageError(f"alpha {', '.join(map(str, self.alphas))} must lie in 0 to 1")
+        if self.build is not None and "int4-a16" in self.engines:
+            raise UsageError(
+                f"engines: on {self.build.library}, int4 has 16-bit activations itself; leave int4-a16 out (--engines)"
+            )
 
     def _check_names(self) -> None:
         unknown = [name for name in self.engines if name not in ENGINES]

@@ -18,6 +18,11 @@ EMBEDDING = "embedding"
 """The file of float16 embedding rows of all quantized engines of the model."""
 
 
+def graph_label(name: str) -> str:
+    """What progress bars, the gate and files call an engine's graph for TensorRT."""
+    return f"{name}.tensorrt"
+
+
 @dataclass(frozen=True)
 class PlanGraph:
     """A graph that a plan is to be built from, of the engine of that name.
@@ -34,6 +39,11 @@ class PlanGraph:
     def graph(self) -> str:
         """Path of the graph."""
         return self.files[0]
+
+    @property
+    def label(self) -> str:
+        """See `graph_label`."""
+        return graph_label(self.name)
 
 
 def write_engines(
@@ -56,7 +66,7 @@ def write_engines(
             if for_plans:
                 explicit = for_tensorrt(blueprint)
                 decoder = _decoder(explicit, "portable", max_length, max_batch, for_plan=True)
-                written = _write(root, f"{explicit.name}.tensorrt.onnx", explicit, decoder, files, progress)
+                written = _write(root, f"{graph_label(explicit.name)}.onnx", explicit, decoder, files, progress)
                 graphs.append(PlanGraph(explicit.name, explicit.precision, written))
     return entries, graphs
 
