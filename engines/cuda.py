@@ -166,7 +166,7 @@ class Stream:
         self.handle = int(self._stream)
 
     def upload(self, address: int, host: NDArray[Any]) -> None:
-        """Copy a contiguous array to the GPU. Until `synchronize`, leave it as it is."""
+        """Copy a contiguous array to the GPU. Until `synchronize`, keep it, and leave it as it is."""
         kind = self._device.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._device.call("cudaMemcpyAsync", address, host.ctypes.data, host.nbytes, kind, self._stream)
 

@@ -122,7 +122,8 @@ class PlanBuffers:
         self._confidence = self._device.pinned(small["confidence"]).view(np.float32)
         self._logits = self._device.pinned(count * FLOAT).view(np.float32)
         # a pass that looks at fewer positions reads the front of it
-        self._stream.upload(self.addresses["context"], np.arange(small["context"] // INT, dtype=np.int64))
+        positions = np.arange(small["context"] // INT, dtype=np.int64)
+        self._stream.upload(self.addresses["context"], positions)
         self._stream.synchronize()
 
     def _fixed(self, size: int) -> int:

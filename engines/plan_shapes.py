@@ -80,7 +80,7 @@ def _limit(profiles: Sequence[PlanProfile], batch: int, length: int, rows: int, 
     if length > tokens:
         return f"{length} tokens in one pass; its plan takes {tokens}: feed them in chunks"
     wanted = max((p.rows.most for p in profiles if p.batch.most >= batch and p.length.most >= length), default=0)
-    if rows > wanted:
+    if 0 < wanted < rows:
         return f"logits of {rows} rows in one pass of {length} tokens; its plan takes {wanted}: ask for fewer"
     return f"no profile of its plan takes {batch} slots of {length} tokens, {rows} rows and {context} positions; export it again"
 

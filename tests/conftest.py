@@ -1,12 +1,30 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 
+from quasar.engines.cuda import Device
+from quasar.engines.errors import QuasarError
 from quasar.exporter.cli import main as export_main
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@functools.cache
+def no_gpu() -> str:
+    """Why tests on a GPU cannot run here; empty where they can."""
+    try:
+        Device()
+    except QuasarError as error:
+        return str(error)
+    return ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and no_gpu():
+        pytest.skip(no_gpu())
 
 
 @pytest.fixture(scope="session")

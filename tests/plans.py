@@ -1,0 +1,96 @@
+"""Small engines with plans for the fake TensorRT, beside ONNX Runtime on the same graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fake_cuda import FakeCuda
+from fake_tensorrt import FakeTensorRt, profile, write_plan
+from models import make_checkpoint, write_engine
+
+from quasar.engines.cuda import Device
+from quasar.engines.engine import Engine
+from quasar.engines.manifest import EngineEntry, PlanProfile
+from quasar.engines.onnxruntime import OnnxEngine
+from quasar.engines.tensorrt import TensorRtEngine
+from quasar.exporter.checkpoint import open_checkpoint
+from quasar.exporter.graph.explicit import HalfLinear
+
+REBUILD = "quasar-export --rebuild BUNDLE --backend tensorrt"
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """A random model of two layers, with its graph for TensorRT."""
+
+    folder: Path
+    entry: EngineEntry
+
+    @property
+    def graph(self) -> Path:
+        return self.folder / "engine.onnx"
+
+    @property
+    def plan(self) -> Path:
+        return self.folder / "engine.plan"
+
+    def reference(self) -> OnnxEngine:
+        return OnnxEngine(self.graph, self.entry, optimize=False)
+
+
+def small_model(folder: Path, max_batch: int = 1, max_length: int = 64) -> SmallModel:
+    a = open_checkpoint(str(make_checkpoint(folder, "qwen3-tied", num_hidden_layers=2))).architecture
+    checkpoint = open_checkpoint(str(folder))
+    options: dict[str, Any] = {"max_batch": max_batch, "max_length": max_length, "half_attention": True, "optimize": False}
+    write_engine(folder, checkpoint, HalfLinear(), "portable", **options).close()
+    entry = EngineEntry(
+        *("small", "onnxruntime", "", "portable", "engine.onnx", ("engine.onnx", "engine.bin")),
+        *(a.vocab_size, max_length, max_batch, 2, a.num_key_value_heads, a.head_dim, "", (0, 1), (), {}),
+    )
+    return SmallModel(folder, entry)
+
+
+@dataclass
+class Rig:
+    """A GPU, TensorRT and a plan, all of them fakes; what is wrong is set before `load`."""
+
+    model: SmallModel
+    profiles: tuple[PlanProfile, ...]
+    rtx: bool = False
+    cuda: FakeCuda = field(default_factory=FakeCuda)
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.library = FakeTensorRt(self.cuda, self.rtx)
+        name = "tensorrt-rtx" if self.rtx else "tensorrt"
+        self.entry = write_plan(self.model.plan, self.model.graph, self.model.entry, self.profiles, name, **self.changes)
+
+    def load(self, cuda_graphs: bool = True, entry: EngineEntry | None = None) -> TensorRtEngine:
+        return TensorRtEngine(
+            *(self.model.plan, self.model.graph, entry or self.entry, REBUILD, cuda_graphs),
+            library=self.library,
+            device=Device(self.cuda),
+        )
+
+
+def usual_profiles(model: SmallModel, verify: int = 8, prefill: int = 32) -> tuple[PlanProfile, ...]:
+    """Verification with logits of every row, and prefill with those of few."""
+    batch, context = model.entry.max_batch, model.entry.max_length
+    return profile(batch, verify, context), profile(batch, prefill, context, rows=verify)
+
+
+def greedy(engine: Engine, prompt: list[int], count: int) -> list[int]:
+    """Tokens of one slot, by `score` alone; the prompt in chunks."""
+    chunk = 30
+    best = np.zeros(1, np.int64)
+    for begin in range(0, len(prompt), chunk):
+        part = np.array([prompt[begin : begin + chunk]])
+        best = engine.score(part, np.array([begin]), np.array([[part.shape[1] - 1]])).best()
+    tokens = [int(best[0, 0])]
+    while len(tokens) < count:
+        start = np.array([len(prompt) + len(tokens) - 1])
+        tokens.append(int(engine.score(np.array([[tokens[-1]]]), start, np.array([[0]])).best()[0, 0]))
+    return tokens

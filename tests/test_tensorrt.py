@@ -1,0 +1,288 @@
+"""The runner of plans against a fake of TensorRT that runs the plan's ONNX graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fake_cuda import cudaError_t
+from fake_tensorrt import profile
+from plans import Rig, SmallModel, greedy, small_model, usual_profiles
+
+from quasar.engines.errors import QuasarError, UsageError
+
+IDS = np.random.default_rng(5).integers(0, 97, 60)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> SmallModel:
+    return small_model(tmp_path_factory.mktemp("single"))
+
+
+@pytest.fixture(scope="module")
+def batched(tmp_path_factory: pytest.TempPathFactory) -> SmallModel:
+    return small_model(tmp_path_factory.mktemp("batched"), max_batch=3)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> SmallModel:
+    return small_model(tmp_path_factory.mktemp("long"), max_length=600)
+
+
+def one(ids: np.ndarray, start: int, rows: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return ids[None], np.array([start]), np.array([rows])
+
+
+@pytest.mark.parametrize("rtx", [False, True])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_greedy_tokens_are_those_of_onnx_runtime(single: SmallModel, rtx: bool, cuda_graphs: bool) -> None:
+    rig = Rig(single, usual_profiles(single), rtx)
+    engine, reference = rig.load(cuda_graphs), single.reference()
+    prompt = IDS[:40].tolist()
+    assert greedy(engine, prompt, 20) == greedy(reference, prompt, 20)
+    assert engine.seconds > 0
+
+
+def test_logits_of_ragged_batches_with_rollback_are_those_of_onnx_runtime(batched: SmallModel) -> None:
+    rig = Rig(batched, usual_profiles(batched))
+    engine, reference = rig.load(), batched.reference()
+    rng = np.random.default_rng(0)
+    starts = np.zeros(3, np.int64)
+    for slots in (3, 3, 2, 3, 1, 3, 3):
+        length = int(rng.integers(1, 9))
+        call = (rng.integers(0, 97, (slots, length)), starts[:slots], rng.integers(0, length, (slots, 2 if length > 1 else 1)))
+        expected = reference.forward(*call).copy()
+        np.testing.assert_array_equal(engine.forward(*call), expected)
+        scores = engine.score(*call)
+        np.testing.assert_array_equal(scores.best(), expected.argmax(-1))
+        np.testing.assert_allclose(scores.confidence(), reference.score(*call).confidence(), rtol=1e-5)
+        np.testing.assert_array_equal(scores.logits(), expected)
+        starts = np.maximum(starts + rng.integers(-3, 6, 3), 0)  # each slot goes on or back by itself
+
+
+def test_the_cache_begins_with_zeros_and_past_is_present(single: SmallModel) -> None:
+    rig = Rig(single, usual_profiles(single))
+    rig.load()
+    for context in rig.library.contexts:
+        for layer in range(2):
+            for kind in ("key", "value"):
+                past, present = (context.addresses[f"{side}.{layer}.{kind}"] for side in ("past", "present"))
+                assert past == present
+                assert not rig.cuda.view(past, (1, 2, 64, 32), np.float16).any()
+    addresses = [context.addresses for context in rig.library.contexts]
+    assert addresses[0] == addresses[1]  # both profiles work on one cache
+    places = {address for name, address in addresses[0].items() if not name.startswith("present.")}
+    assert len(places) == 2 * 2 + len(("input_ids", "start", "rows", "context", "logits", "best", "confidence"))
+
+
+def test_the_profile_for_the_shortest_passes_that_takes_one_is_chosen(single: SmallModel) -> None:
+    rig = Rig(single, tuple(reversed(usual_profiles(single))))  # prefill is profile 0, verification 1
+    engine = rig.load()
+    for length, rows, index in ((1, 1, 1), (8, 8, 1), (9, 1, 0), (32, 8, 0)):
+        engine.forward(*one(IDS[:length], 0, list(range(rows))))
+        assert rig.library.executed[-1] == (index, 1, length, rows, 64)
+    assert engine.spec.max_rows == 32
+
+
+def test_a_pass_beyond_every_profile_names_the_limit(batched: SmallModel) -> None:
+    engine = Rig(batched, (profile(2, 8, 64), profile(1, 32, 64, rows=4))).load()
+    two = (np.stack([IDS[:9], IDS[:9]]), np.zeros(2, np.int64), np.zeros((2, 1), np.int64))
+    for call, message in (
+        (
+            (np.zeros((3, 1), np.int64), np.zeros(3, np.int64), np.zeros((3, 1), np.int64)),
+            r"takes 2 \(export with --max-batch 3\)",
+        ),
+        (one(IDS[:33], 0, [0]), "33 tokens in one pass; between 1 and 32 fit"),
+        (one(IDS[:32], 0, list(range(5))), "logits of 5 rows in one pass of 32 tokens; its plan takes 4"),
+        (two, "no profile of its plan takes 2 slots of 9 tokens, 1 rows and 64 positions"),
+        ((np.zeros((4, 1), np.int64), np.zeros(4, np.int64), np.zeros((4, 1), np.int64)), r"exported for 3 \(--max-batch\)"),
+        (one(IDS[:8], 57, [0]), r"positions 57 to 65 do not fit a context of 64 \(--max-length\)"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            engine.forward(*call)
+
+
+def test_a_plan_for_a_shorter_context_refuses_what_lies_beyond(long: SmallModel) -> None:
+    engine = Rig(long, (profile(1, 8, 512),)).load()
+    engine.forward(*one(IDS[:8], 504, [0]))
+    with pytest.raises(UsageError, match=r"600 positions of context; its plan takes 512 \(export with --max-length 600\)"):
+        engine.forward(*one(IDS[:8], 505, [0]))
+
+
+def test_attention_looks_at_powers_of_two_of_the_cache(long: SmallModel) -> None:
+    rig = Rig(long, (profile(1, 8, 600, least_context=256), profile(1, 64, 600)))
+    engine, reference = rig.load(), long.reference()
+    for begin in range(0, 560, 8):
+        call = one(IDS[begin % 50 : begin % 50 + 8], begin, [7])
+        np.testing.assert_allclose(engine.forward(*call), reference.forward(*call), atol=2e-2)  # other lengths, other sums
+    contexts = [passed[-1] for passed in rig.library.executed]
+    assert contexts == [256] * 32 + [512] * 32 + [600] * 6
+
+
+def test_a_shape_is_run_twice_and_launched_from_then_on(single: SmallModel) -> None:
+    rig = Rig(single, usual_profiles(single))
+    engine, reference = rig.load(), single.reference()
+    for turn in range(5):
+        for length in (1, 4):  # another shape between two passes of one
+            call = one(IDS[turn : turn + length], turn, [length - 1])
+            np.testing.assert_array_equal(engine.forward(*call), reference.forward(*call))
+    assert (rig.cuda.recorded, rig.cuda.launched) == (2, 2 * 3)
+    assert rig.library.enqueued == 2 * (2 + 1)  # twice run, once recorded
+
+
+def test_rows_slots_and_context_are_part_of_a_shape(batched: SmallModel) -> None:
+    rig = Rig(batched, usual_profiles(batched))
+    engine = rig.load()
+    calls = [(np.zeros((b, 4), np.int64), np.zeros(b, np.int64), np.zeros((b, r), np.int64)) for b in (1, 3) for r in (1, 2)]
+    for _ in range(3):
+        for call in calls:
+            engine.forward(*call)
+    assert (rig.cuda.recorded, rig.cuda.launched) == (4, 4)
+
+
+def test_longer_passes_are_not_recorded(long: SmallModel) -> None:
+    rig = Rig(long, (profile(1, 128, 600),))
+    engine = rig.load()
+    for length in (64, 65):
+        ids = np.resize(IDS, length)
+        for _ in range(3):
+            engine.forward(*one(ids, 0, [0]))
+    assert (rig.cuda.recorded, rig.cuda.launched) == (1, 1)
+
+
+def test_the_least_recently_used_graph_goes(single: SmallModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quasar.engines.cuda_graphs.GraphCache.__init__.__defaults__", (2,))
+    rig = Rig(single, usual_profiles(single))
+    engine = rig.load()
+
+    def run(length: int, times: int) -> None:
+        for _ in range(times):
+            engine.forward(*one(IDS[:length], 0, [0]))
+
+    run(1, 3), run(2, 3), run(1, 1), run(3, 2)  # 2 has not been used for the longest time
+    assert len(rig.cuda.graphs) == 2
+    launched = rig.cuda.launched
+    run(1, 1), run(3, 1)
+    assert rig.cuda.launched == launched + 2
+    run(2, 1)  # recorded again
+    assert (rig.cuda.launched, rig.cuda.recorded, len(rig.cuda.graphs)) == (launched + 2, 4, 2)
+
+
+def test_graphs_are_recorded_again_when_the_logits_move(single: SmallModel) -> None:
+    rig = Rig(single, (profile(1, 4, 64), profile(1, 32, 64)))
+    engine, reference = rig.load(), single.reference()
+    small, large = one(IDS[:4], 0, [0, 1, 2, 3]), one(IDS[:20], 0, list(range(20)))
+    for _ in range(3):
+        engine.forward(*small)
+    before = rig.library.contexts[0].addresses["logits"]
+    assert (rig.cuda.recorded, len(rig.cuda.graphs)) == (1, 1)
+    np.testing.assert_array_equal(engine.forward(*large), reference.forward(*large))
+    assert rig.library.contexts[0].addresses["logits"] == rig.library.contexts[1].addresses["logits"] != before
+    assert not rig.cuda.graphs
+    for _ in range(3):
+        np.testing.assert_array_equal(engine.forward(*small), reference.forward(*small))
+    assert rig.cuda.recorded == 2
+
+
+def test_a_shape_that_cannot_be_recorded_is_run_each_time(single: SmallModel) -> None:
+    rig = Rig(single, usual_profiles(single))
+    rig.library.unrecordable = True
+    engine, reference = rig.load(), single.reference()
+    call = one(IDS[:4], 0, [0])
+    for _ in range(4):
+        np.testing.assert_array_equal(engine.forward(*call), reference.forward(*call))
+    assert (rig.cuda.recorded, rig.cuda.launched) == (0, 0)
+    assert rig.cuda.called.count("cudaStreamBeginCapture") == 1  # tried once
+
+
+def test_tensorrt_rtx_makes_the_graphs_of_short_passes_itself(single: SmallModel) -> None:
+    rig = Rig(single, (profile(1, 8, 64), profile(1, 100, 64, rows=8)), rtx=True)
+    engine = rig.load()
+    strategies = [context.cuda_graph_strategy.name for context in rig.library.contexts]
+    assert strategies == ["WHOLE_GRAPH_CAPTURE", "DISABLED"]
+    for _ in range(3):
+        engine.forward(*one(IDS[:4], 0, [0]))
+    assert "cudaStreamBeginCapture" not in rig.cuda.called
+    rig.load(cuda_graphs=False)
+    assert rig.library.contexts[2].cuda_graph_strategy.name == "DISABLED"
+
+
+def test_score_leaves_the_logits_on_the_device_until_asked(single: SmallModel) -> None:
+    rig = Rig(single, usual_profiles(single))
+    engine = rig.load()
+    rig.cuda.copied["DeviceToHost"] = 0
+    scores = engine.score(*one(IDS[:6], 0, [0, 5]))
+    assert rig.cuda.copied["DeviceToHost"] == 2 * (8 + 4)
+    logits = scores.logits()
+    assert rig.cuda.copied["DeviceToHost"] == 2 * (8 + 4) + 2 * 97 * 4
+    np.testing.assert_array_equal(logits, engine.forward(*one(IDS[:6], 0, [0, 5])))
+
+
+def test_only_the_small_inputs_cross_to_the_device(single: SmallModel) -> None:
+    rig = Rig(single, usual_profiles(single))
+    engine = rig.load()
+    rig.cuda.copied["HostToDevice"] = 0
+    engine.score(*one(IDS[:6], 0, [0, 5]))
+    assert rig.cuda.copied["HostToDevice"] == 8 * (6 + 1 + 2)
+
+
+def test_scores_of_an_earlier_pass_keep_their_tokens_and_refuse_their_logits(single: SmallModel) -> None:
+    engine, reference = Rig(single, usual_profiles(single)).load(), single.reference()
+    scores = engine.score(*one(IDS[:6], 0, [5]))
+    engine.score(*one(IDS[10:16], 0, [5]))
+    expected = reference.score(*one(IDS[:6], 0, [5]))
+    assert scores.best() == expected.best()
+    np.testing.assert_allclose(scores.confidence(), expected.confidence(), rtol=1e-5)
+    with pytest.raises(QuasarError, match="engine small: these logits are gone, another pass has run since"):
+        scores.logits()
+
+
+def test_a_pass_that_tensorrt_refuses_is_one_line(single: SmallModel) -> None:
+    rig = Rig(single, usual_profiles(single))
+    engine = rig.load()
+    rig.library.refuse_pass = True
+    with pytest.raises(QuasarError) as caught:
+        engine.forward(*one(IDS[:4], 0, [0]))
+    assert str(caught.value) == "engine small: TensorRT failed: the pass is not run: the pass was refused for the test"
+
+
+def test_an_error_of_the_gpu_is_raised_also_where_the_pass_is_a_graph(single: SmallModel) -> None:
+    rig = Rig(single, usual_profiles(single))
+    engine = rig.load()
+    for _ in range(3):
+        engine.forward(*one(IDS[:4], 0, [0]))
+    rig.cuda.fail["cudaGraphLaunch"] = cudaError_t.cudaErrorLaunchFailure
+    with pytest.raises(QuasarError, match=r"CUDA: cudaGraphLaunch failed: .*cudaErrorLaunchFailure"):
+        engine.forward(*one(IDS[:4], 0, [0]))
+    del rig.cuda.fail["cudaGraphLaunch"]
+    rig.cuda.fail["cudaStreamSynchronize"] = cudaError_t.cudaErrorIllegalAddress
+    with pytest.raises(QuasarError, match="CUDA: cudaStreamSynchronize failed"):
+        engine.score(*one(IDS[:4], 0, [0]))
+
+
+def test_closing_frees_everything_and_results_stay_readable(single: SmallModel) -> None:
+    rig = Rig(single, (profile(1, 4, 64), profile(1, 32, 64)))
+    engine = rig.load()
+    for _ in range(3):
+        engine.forward(*one(IDS[:4], 0, [0]))
+    logits = engine.forward(*one(IDS[:20], 0, list(range(20))))
+    kept = logits.copy()
+    scores = engine.score(*one(IDS[:4], 0, [0]))
+    engine.close()
+    engine.close()
+    assert (rig.cuda.blocks, rig.cuda.streams, rig.cuda.graphs) == ({}, {}, set())
+    np.testing.assert_array_equal(logits, kept)
+    with pytest.raises(QuasarError, match="gone"):
+        scores.logits()
+    with pytest.raises(QuasarError, match="engine small: it was closed"):
+        engine.forward(*one(IDS[:4], 0, [0]))
+
+
+def test_pinned_memory_goes_with_the_last_result(single: SmallModel) -> None:
+    rig = Rig(single, usual_profiles(single))
+    engine = rig.load()
+    logits = engine.forward(*one(IDS[:4], 0, [0]))
+    engine.close()
+    del engine
+    assert len(rig.cuda.pinned) == 1
+    del logits
+    assert not rig.cuda.pinned
