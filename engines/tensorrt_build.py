@@ -146,6 +146,7 @@ def build_plan(
     monitor.raise_interruption()
     if serialized is None:
         raise BuildError(f"{graph.name}: {options.library} {trt.__version__} cannot build it: {log.first_error()}")
+    _check_warnings(f"{graph.name}: {options.library} {trt.__version__}", log.warnings)
     layers = tuple(parse_layers(line for text in log.details for line in text.splitlines()))
     _check_layers(graph.name, layers, int8_products, len(profiles))
     if options.timing_cache is not None:
@@ -156,19 +157,30 @@ def build_plan(
 
 
 def _parse(trt: Any, log: Log, builder: Any, graph: Path) -> Any:
-    """The network of a graph; a warning of the parser is an error, for what it warns of is left out of the plan."""
+    """The network of a graph."""
     flags = trt.NetworkDefinitionCreationFlag
     # needed before TensorRT 11, which has no other kind of network
     strongly_typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
     network = builder.create_network(strongly_typed)
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(graph)):
-        reason = parser.get_error(0).desc() if parser.num_errors else log.first_error()
-        raise BuildError(f"{graph.name}: {trt.__name__} {trt.__version__} does not take it: {' '.join(reason.split())}")
-    warnings = [text for text in log.warnings if not any(harmless in text for harmless in HARMLESS)]
-    if warnings:
-        raise BuildError(f"{graph.name}: the parser of {trt.__name__} {trt.__version__} warns: {' '.join(warnings[0].split())}")
+        raise BuildError(f"{graph.name}: {trt.__name__} {trt.__version__} does not take it: {_first_error(parser, log)}")
     return network
+
+
+def _first_error(parser: Any, log: Log) -> str:
+    """What the parser could not do, on one line; its descriptions alone do not always name the node."""
+    if not parser.num_errors:
+        return log.first_error()
+    error = parser.get_error(0)
+    return " ".join(f"{error.node_operator()} {error.node_name()} ({error.code().name}: {error.desc()})".split())
+
+
+def _check_warnings(who: str, warnings: Sequence[str]) -> None:
+    """What the library warns of may be left out of the plan, such as an input that it does not use."""
+    serious = [text for text in warnings if not any(harmless in text for harmless in HARMLESS)]
+    if serious:
+        raise BuildError(f"{who} warns, and the plan may be wrong: {' '.join(serious[0].split())}")
 
 
 def _configure(trt: Any, log: Log, builder: Any, network: Any, profiles: Sequence[PlanProfile], options: BuildOptions) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from typing import Any
+from weakref import WeakSet
 
 from quasar.engines.errors import UsageError, first_line
 
@@ -50,8 +52,11 @@ def load_library(name: str) -> Any:
 class Log:
     """What the library says while it builds or loads, kept instead of printed.
 
+    A process has one logger for all builders and runtimes of a library: the library ignores a second one while something of
+    the first is alive. So every log hears all that is said while it lives.
+
     Attributes:
-        logger: to be given to the library; it must live as long as what was made with it.
+        logger: to be given to the library.
         errors: texts, in order.
         warnings: texts, in order.
         details: the texts below warnings, only where `keep_verbose` was asked for: building a large model writes many.
@@ -65,27 +70,37 @@ class Log:
         self.warnings: list[str] = []
         self.details: list[str] = []
         severity = library.ILogger.Severity
-        kept = {severity.INTERNAL_ERROR: self.errors, severity.ERROR: self.errors, severity.WARNING: self.warnings}
+        self._kept = {severity.INTERNAL_ERROR: self.errors, severity.ERROR: self.errors, severity.WARNING: self.warnings}
         if keep_verbose:
-            kept |= {severity.INFO: self.details, severity.VERBOSE: self.details}
+            self._kept |= {severity.INFO: self.details, severity.VERBOSE: self.details}
+        self.logger = _logger_of(library.ILogger)
+        self.logger.listeners.add(self)
 
-        class Logger(library.ILogger):  # type: ignore[misc]  # the base class is known only now
-            """Sorts messages by severity."""
-
-            def __init__(self) -> None:
-                library.ILogger.__init__(self)
-
-            def log(self, severity: Any, text: str) -> None:
-                """Called by the library, from any thread."""
-                if severity in kept:
-                    kept[severity].append(text)
-
-        self.logger = Logger()
+    def hear(self, severity: Any, text: str) -> None:
+        """Called for all that is said, from any thread."""
+        if severity in self._kept:
+            self._kept[severity].append(text)
 
     def first_error(self) -> str:
         """The first error on one line; empty where there was none. Later errors mostly follow from it."""
         return " ".join(self.errors[0].split()) if self.errors else ""
 
     def last_error(self) -> str:
-        """The last error on one line; empty where there was none."""
+        """The last error on one line; empty where there was none. While passes run, the latest one is about this pass."""
         return " ".join(self.errors[-1].split()) if self.errors else ""
+
+
+@cache
+def _logger_of(base: Any) -> Any:
+    """The process's logger of a library, by its class of loggers."""
+
+    class Logger(base):  # type: ignore[misc]  # the base class is known only now
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.listeners: WeakSet[Log] = WeakSet()
+
+        def log(self, severity: Any, text: str) -> None:
+            for listener in list(self.listeners):
+                listener.hear(severity, text)
+
+    return Logger()

@@ -1,0 +1,90 @@
+"""Tier 0: what is read from TensorRT's listings, and how its phases become a progress bar."""
+
+from __future__ import annotations
+
+import pytest
+
+from quasar.engines.plan_layers import parse_layers
+from quasar.engines.plan_progress import BuildProgress, make_monitor
+
+
+def tensor(name: str, shape: str, dtype: str) -> str:
+    return (
+        f"{{ Name: {name}, Dimensions: {shape}, Strides: [-1,9,1], StrideOrder: [2,1,0], Datatype: {dtype}, Format: x }}"
+    )
+
+
+def product(tail: str, activations: str, weights: str, shape: str = "[1,512,192]") -> str:
+    constants = f"{tensor('w_dconst', shape, weights)}, {tensor('alpha', '[1]', 'Float')}"
+    output = tensor("out_myl0", "[1,-1,192]", "Float")
+    return (
+        f" Name: /mlp/down_proj/MatMul{tail}, LayerType: gemm, Inputs: [ {tensor('in', '[1,-1,512]', activations)}], "
+        f"Constants: [ {constants}], Outputs: [ {output}], TacticName: , StreamId: 0, Metadata: [x]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("activations", "weights", "int8"), [("Int8", "Int8", True), ("Half", "Int8", False), ("Int8", "Half", False)]
+)
+def test_a_product_is_int8_if_both_sides_are(activations: str, weights: str, int8: bool) -> None:
+    (layer,) = parse_layers([product("_myl1_14", activations, weights)])
+    assert (layer.kind, layer.profile, layer.is_int8_product) == ("gemm", 1, int8)
+    assert [t.shape for t in layer.constants] == [(1, 512, 192), (1,)]
+    assert [(t.name, t.shape, t.dtype) for t in layer.outputs] == [("out_myl0", (1, -1, 192), "Float")]
+
+
+def test_int8_scalars_are_not_weights() -> None:
+    assert not parse_layers([product("_myl0_2", "Int8", "Int8", shape="[1]")])[0].is_int8_product
+
+
+def test_an_update_in_place_reads_and_writes_one_tensor_of_its_profile() -> None:
+    line = "Name: __myl_Scat_myl{p}_3, LayerType: kgen, Inputs: {i}, Constants: [], Outputs: {o}, TacticName: t, StreamId: 0"
+
+    def cache(name: str) -> str:
+        return f"[ {tensor(name, '[1,2,64,16]', 'Half')}]"
+
+    def layer(profile: int, read: str, written: str):  # type: ignore[no-untyped-def]
+        return parse_layers([line.format(p=profile, i=cache(read), o=cache(written))])[0]
+
+    assert layer(0, "present.0.key", "present.0.key").updates("present.0.key")
+    assert layer(1, "present.0.key [profile 1]", "present.0.key [profile 1]").updates("present.0.key")
+    assert not layer(0, "past.0.key", "present.0.key").updates("present.0.key")
+    assert not layer(0, "present.0.key", "present.0.key").updates("present.1.key")
+
+
+def test_other_lines_are_passed_over() -> None:
+    assert parse_layers(["", "Layers:", " Name: input_ids, IOMode: Input, DataType: Int64, Dimensions: [1,-1]"]) == []
+
+
+def test_nested_phases_become_one_number_that_only_grows() -> None:
+    shares: list[float] = []
+    progress = BuildProgress(shares.append)
+    progress.start("engine", None, 2)
+    progress.start("graph", "engine", 4)
+    progress.step("graph", 0)
+    assert sum(shares) == pytest.approx(1 / 8)
+    progress.step("graph", 3)
+    progress.finish("graph")
+    progress.step("engine", 0)
+    assert sum(shares) == pytest.approx(1 / 2)
+    progress.start("again", "engine", 10)  # a phase that begins anew must not take the bar back
+    progress.step("again", 4)
+    assert sum(shares) == pytest.approx(3 / 4)
+    progress.finish("engine")
+    assert sum(shares) == pytest.approx(1)
+    assert min(shares) > 0
+
+
+def test_what_a_progress_bar_raises_ends_the_build_and_comes_out_afterwards() -> None:
+    class Library:
+        class IProgressMonitor:
+            pass
+
+    def interrupt(share: float) -> None:
+        raise KeyboardInterrupt
+
+    monitor = make_monitor(Library, interrupt)
+    monitor.phase_start("engine", None, 3)
+    assert monitor.step_complete("engine", 0) is False
+    with pytest.raises(KeyboardInterrupt):
+        monitor.raise_interruption()

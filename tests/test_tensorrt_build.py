@@ -1,0 +1,351 @@
+"""Tier 5: plans built by TensorRT-RTX, which needs no GPU for it, and what the library says that it built."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from models import make_checkpoint
+from onnx import TensorProto, helper
+
+from quasar.engines.bundle import open_bundle
+from quasar.engines.cuda import has_gpu
+from quasar.engines.errors import BuildError, UsageError
+from quasar.engines.manifest import EngineEntry, PlanEntry
+from quasar.engines.tensorrt_build import VERIFY_ROWS, BuildOptions, BuiltPlan, build_plan, check_build, plan_profiles
+from quasar.engines.tensorrt_library import Log
+from quasar.exporter import plans
+from quasar.exporter.cli import main as export_main
+from quasar.exporter.plans import int8_products
+from quasar.runtime import SamplingParams, load
+from quasar.runtime.cli import main as generate_main
+from quasar.runtime.drafting import LONGEST_DRAFT
+
+trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+RTX = "tensorrt-rtx"
+OPTIONS = BuildOptions(RTX)
+needs_no_gpu = pytest.mark.skipif(has_gpu(), reason="says what is said where there is no GPU")
+
+
+@pytest.fixture(scope="module")
+def rtx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("rtx") / "demo"
+    assert export_main(["--model", "demo", "--int8", "--backend", RTX, "--max-length", "512", "--output", str(output)]) == 0
+    return output
+
+
+def planned(bundle: Path, name: str) -> tuple[EngineEntry, PlanEntry]:
+    entry = open_bundle(bundle).engine(name)
+    assert entry.plan is not None
+    return entry, entry.plan
+
+
+def build_again(bundle: Path, name: str, output: Path, products: int | None = None) -> BuiltPlan:
+    entry, plan = planned(bundle, name)
+    wanted = int8_products(entry, plan.precision) if products is None else products
+    return build_plan(bundle / plan.graph, output, plan.profiles, wanted, OPTIONS)
+
+
+def check_structure(built: BuiltPlan, entry: EngineEntry, int8: int, int4: int) -> None:
+    """Products of these types, one attention kernel a layer, caches updated in place; the same in every profile."""
+    for profile in range(2):
+        layers = [layer for layer in built.layers if layer.profile == profile]
+        assert sum(layer.is_int8_product for layer in layers) == int8
+        assert sum(any(tensor.dtype == "Int4" for tensor in layer.constants) for layer in layers) == int4
+        assert sum(layer.is_attention for layer in layers) == entry.num_hidden_layers
+        for i in range(entry.num_hidden_layers):
+            for kind in ("key", "value"):
+                assert sum(layer.updates(f"present.{i}.{kind}") for layer in layers) == 1
+                # nothing else writes a cache, and the buffer that comes in is not read as another one
+                assert not any(tensor.name.startswith(f"past.{i}.{kind}") for layer in layers for tensor in layer.outputs)
+
+
+# --------------------------------------------------------------------------------------------- the bundle
+
+
+def test_a_bundle_has_a_plan_of_verifier_and_draft(rtx_bundle: Path) -> None:
+    bundle = open_bundle(rtx_bundle, verify=True)
+    assert set(bundle.manifest.engines) == {"int8", "int4"}
+    for name, precision in (("int8", "w8a8"), ("int4", "w4a16")):
+        entry, plan = planned(rtx_bundle, name)
+        assert (plan.library, plan.version, plan.precision) == (RTX, trt.__version__, precision)
+        assert (plan.plan, plan.files[0]) == (f"{name}.plan", f"{name}.plan")
+        assert plan.compute_capabilities == ()
+        assert (plan.stripped, plan.version_compatible) == (False, False)
+        assert plan.profiles == plan_profiles(1, 512)
+        assert plan.gate["mean_kl"] < 2 * entry.gate["mean_kl"] + 1e-3
+        assert (rtx_bundle / plan.plan).stat().st_size > 1 << 20
+    assert bundle.manifest.versions[RTX] == trt.__version__
+    assert {"int8", "int8.tensorrt", "int4.tensorrt"} <= set(bundle.manifest.thresholds)
+
+
+def test_int8_weights_and_embedding_rows_are_stored_once_for_both_runtimes(rtx_bundle: Path) -> None:
+    entry, plan = planned(rtx_bundle, "int8")
+    assert set(plan.files) - {plan.plan, plan.graph} == set(entry.files) - {entry.graph} == {"int8.bin", "embedding.bin"}
+    assert (rtx_bundle / "int8.bin").stat().st_size < 5e6
+
+
+def test_the_verify_profile_takes_the_longest_draft() -> None:
+    assert VERIFY_ROWS == LONGEST_DRAFT + 1
+    assert [(p.length.most, p.rows.most, p.context.most) for p in plan_profiles(4, 4096)] == [(33, 33, 4096), (256, 256, 4096)]
+    assert [(p.length.most, p.batch.most) for p in plan_profiles(4, 16)] == [(16, 4), (16, 4)]
+
+
+@needs_no_gpu
+def test_without_a_gpu_a_bundle_with_plans_says_what_to_do(rtx_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate_main([str(rtx_bundle), "hello"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "or use --backend onnxruntime" in error
+    assert generate_main([str(rtx_bundle), "hello", "--backend", "onnxruntime", "--max-new-tokens", "3"]) == 0
+
+
+def test_on_onnxruntime_the_same_bundle_says_what_one_without_plans_does(rtx_bundle: Path, demo_bundle: Path) -> None:
+    answers = []
+    for bundle in (rtx_bundle, demo_bundle):
+        with load(bundle, chain="prompt-lookup > int8", backend="onnxruntime") as model:
+            answers.append(model.generate("Tom has 3 boxes of 8 pens.", SamplingParams(max_new_tokens=40)).ids)
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"backend": "tensorrt"},
+            r"its plan is for tensorrt-rtx; use --backend tensorrt-rtx, or .*--rebuild .* --backend tensorrt",
+        ),
+        ({"backend": "cuda"}, "unknown backend 'cuda'; choose one of onnxruntime, tensorrt, tensorrt-rtx"),
+        ({"backend": RTX, "provider": "cpu"}, "provider cpu is one of ONNX Runtime"),
+        ({"batch_invariant": True}, "--batch-invariant is for --backend onnxruntime"),
+    ],
+)
+def test_what_does_not_run_a_plan_is_refused(rtx_bundle: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load(rtx_bundle, **options)
+
+
+def test_a_bundle_without_plans_is_refused_on_tensorrt(demo_bundle: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no plan of it in .*; export with --backend tensorrt-rtx"):
+        load(demo_bundle, backend=RTX)
+
+
+# --------------------------------------------------------------------------------------------- what was built
+
+
+def test_the_int8_plan_is_int8_with_fused_attention_and_caches_in_place(rtx_bundle: Path, tmp_path: Path) -> None:
+    entry, _ = planned(rtx_bundle, "int8")
+    left = len(entry.float_linears)
+    check_structure(build_again(rtx_bundle, "int8", tmp_path / "int8.plan"), entry, int8=6 * 4 + 1 - left, int4=0)
+
+
+def test_the_int4_plan_has_4_bit_weights(rtx_bundle: Path, tmp_path: Path) -> None:
+    entry, _ = planned(rtx_bundle, "int4")
+    check_structure(build_again(rtx_bundle, "int4", tmp_path / "int4.plan"), entry, int8=0, int4=6 * 4 + 1)
+
+
+def test_two_layers_as_wide_as_qwen3_0_6b(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 2, "num_attention_heads": 16}
+    heads = {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 4096}
+    model = make_checkpoint(tmp_path / "wide", "qwen3-tied", tokenizer=True, **sizes, **heads)
+    output = tmp_path / "bundle"
+    arguments = ["--model", str(model), "--int8", "--backend", RTX, "--output", str(output), "--alpha", "0.5", "--force"]
+    assert export_main([*arguments, "--num-samples", "4", "--sample-length", "32", "--compute-capability", "8.9"]) == 0
+    for name, int8, int4 in (("int8", 2 * 4 + 1, 0), ("int4", 0, 2 * 4 + 1)):
+        entry, plan = planned(output, name)
+        assert plan.compute_capabilities == ("8.9",)
+        kept = len(entry.float_linears) if name == "int8" else 0
+        check_structure(build_again(output, name, tmp_path / f"{name}.plan"), entry, int8 - (kept if int8 else 0), int4)
+
+
+def test_batches_have_dynamic_caches(tmp_path: Path) -> None:
+    output = tmp_path / "bundle"
+    arguments = ["--model", "demo", "--engines", "int8", "--backend", RTX, "--max-batch", "3", "--max-length", "64"]
+    assert export_main([*arguments, "--alpha", "0.5", "--num-samples", "4", "--output", str(output)]) == 0
+    _, plan = planned(output, "int8")
+    assert [profile.batch.most for profile in plan.profiles] == [3, 3]
+    built = build_again(output, "int8", tmp_path / "int8.plan")
+    updated = [layer for layer in built.layers if layer.updates("present.5.value")]
+    assert [tensor.shape for layer in updated for tensor in layer.outputs if tensor.name.startswith("present.5.value")] == [
+        (-1, 2, 64, 64),
+        (-1, 2, 64, 64),
+    ]
+
+
+# --------------------------------------------------------------------------------------------- refusals
+
+
+def test_fewer_int8_products_than_the_manifest_says_fail_the_build(rtx_bundle: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "int8.plan"
+    with pytest.raises(
+        BuildError, match=r"int8\.tensorrt\.onnx: 26 products are to be int8 x int8, and the plan has 2\d in profile 0"
+    ):
+        build_again(rtx_bundle, "int8", plan, products=26)
+    assert not plan.exists()
+
+
+def small_graph(path: Path, node: onnx.NodeProto, inputs: list[tuple[str, int, list[int]]], output: int) -> Path:
+    """A model of one node."""
+    values = [helper.make_tensor_value_info(*value) for value in inputs]
+    graph = helper.make_graph([node], "small", values, [helper.make_tensor_value_info("y", output, None)])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11), path)
+    return path
+
+
+def test_a_warning_fails_the_build(tmp_path: Path) -> None:
+    """TensorRT leaves out what it warns of: here the lengths, without which attention looks at what is not there."""
+    node = helper.make_node("Attention", ["q", "k", "v", "", "", "", "lengths"], ["y"])
+    values = [(name, TensorProto.FLOAT16, [1, 2, 8, 16]) for name in "qkv"]
+    graph = small_graph(tmp_path / "l.onnx", node, [*values, ("lengths", TensorProto.INT64, [1])], TensorProto.FLOAT16)
+    with pytest.raises(BuildError, match=r"l\.onnx: tensorrt-rtx .* warns, and the plan may be wrong: Unused Input: lengths"):
+        build_plan(graph, tmp_path / "x.plan", (), 0, OPTIONS)
+    assert not (tmp_path / "x.plan").exists()
+
+
+def test_an_operator_that_the_library_lacks_is_named(tmp_path: Path) -> None:
+    node = helper.make_node("MatMulInteger", ["a", "b"], ["y"])
+    values = [(name, TensorProto.INT8, [4, 4]) for name in "ab"]
+    graph = small_graph(tmp_path / "small.onnx", node, values, TensorProto.INT32)
+    with pytest.raises(BuildError, match=r"small\.onnx: tensorrt_rtx .* does not take it: .*MatMulInteger") as caught:
+        build_plan(graph, tmp_path / "x.plan", (), 0, OPTIONS)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_living_builder_says_is_heard_by_a_later_one(rtx_bundle: Path, tmp_path: Path) -> None:
+    """A process has one logger; the second build would otherwise see no layers."""
+    other = Log(trt)
+    alive = trt.Builder(other.logger)
+    assert build_again(rtx_bundle, "int8", tmp_path / "int8.plan").layers
+    assert alive is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--compute-capability", "9.0"], r"9\.0: tensorrt-rtx .* does not build for it; choose of 7\.5, 8\.0, .* or leave"),
+        (["--compute-capability", "8,9"], "--compute-capability 8: "),
+        (["--version-compatible"], "--version-compatible: tensorrt-rtx comes without the lean runtime"),
+        (["--timing-cache", "x"], "--timing-cache: tensorrt-rtx times nothing at build"),
+        (["--memory-pool", "0"], r"memory_pool is 0 bytes; it must be positive \(--memory-pool\)"),
+        (["--engines", "int4-a16"], r"on tensorrt-rtx, int4 has 16-bit activations itself"),
+        (["--provider", "cuda", "--engines", "float"], "--provider cuda is for --backend onnxruntime"),
+        pytest.param(["--strip-weights"], "--strip-weights: the library lays weights out on a GPU", marks=needs_no_gpu),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    output = tmp_path / "bundle"
+    assert export_main(["--model", "demo", "--int8", "--backend", RTX, "--output", str(output), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error), error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--strip-weights", "--version-compatible", "--compute-capability=8.9"])
+def test_options_of_plans_need_a_backend_that_makes_them(capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert export_main(["--model", "demo", "--int8", option]) == 2
+    assert f"{option.split('=')[0]}: it is about plans; add --backend tensorrt" in capsys.readouterr().err
+
+
+@needs_no_gpu
+def test_tensorrt_without_its_library_or_a_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert export_main(["--model", "demo", "--int8", "--backend", "tensorrt"]) == 2
+    assert "tensorrt is not installed; pip install 'quasar-toolchain[tensorrt]'" in capsys.readouterr().err
+
+
+def test_every_compute_capability_that_is_offered_is_accepted() -> None:
+    for name in ("8.0", "8.6", "8.9", "12.0"):
+        check_build(BuildOptions(RTX, (name,)))
+
+
+# --------------------------------------------------------------------------------------------- failures and rebuilding
+
+
+def test_a_failed_build_leaves_its_graphs_and_the_commands_that_bisect_it(
+    tmp_path: Path, rtx_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plans, "int8_products", lambda entry, precision: 99)
+    output = tmp_path / "bundle"
+    arguments = ["--model", "demo", "--engines", "int8", "--alpha", "0.5", "--num-samples", "4", "--max-length", "64"]
+    for _ in range(2):  # the second replaces what the first left
+        assert export_main([*arguments, "--backend", RTX, "--output", str(output)]) == 3
+    error = capsys.readouterr().err
+    kept = tmp_path / "bundle.failed"
+    assert "99 products are to be int8 x int8, and the plan has 2" in error
+    assert f"its graphs are in {kept}" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle.failed"]
+    assert {path.name for path in kept.iterdir()} >= {"int8.tensorrt.onnx", "int8.bin", "embedding.bin"}
+    command = next(line.strip() for line in error.splitlines() if "inspect capability" in line)
+    assert "polygraphy debug reduce" in error
+    switch, *words = shlex.split(command)
+    assert (switch, words[0]) == ("POLYGRAPHY_USE_TENSORRT_RTX=1", "polygraphy")
+    polygraphy = [sys.executable, "-c", "import sys; from polygraphy.tools import main; sys.exit(main())", *words[1:]]
+    done = subprocess.run(
+        polygraphy, capture_output=True, text=True, check=False, env={"POLYGRAPHY_USE_TENSORRT_RTX": "1"}, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "fully supported" in done.stdout
+
+
+def test_somebody_elses_directory_is_not_taken_for_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "int8_products", lambda entry, precision: 99)
+    mine = tmp_path / "bundle.failed"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    arguments = ["--model", "demo", "--engines", "int8", "--alpha", "0.5", "--num-samples", "4", "--max-length", "64"]
+    assert export_main([*arguments, "--backend", RTX, "--output", str(tmp_path / "bundle")]) == 3
+    assert [path.name for path in mine.iterdir()] == ["notes.txt"]
+    assert (tmp_path / "bundle.failed-2" / "int8.tensorrt.onnx").exists()
+
+
+def test_plans_are_built_again_for_another_gpu(tmp_path: Path, rtx_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = shutil.copytree(rtx_bundle, tmp_path / "bundle")
+    before = open_bundle(bundle).manifest
+    assert export_main(["--rebuild", str(bundle), "--backend", RTX, "--compute-capability", "8.6,8.9", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    after = open_bundle(bundle, verify=True).manifest
+    assert set(printed["engines"]) == set(after.engines)
+    for name, entry in after.engines.items():
+        assert entry.plan is not None
+        assert entry.plan.compute_capabilities == ("8.6", "8.9")
+        old = before.engines[name].plan
+        assert old is not None
+        assert (entry.plan.files, entry.plan.gate, entry.gate) == (old.files, old.gate, before.engines[name].gate)
+    others = lambda manifest: {file for file in manifest.files if not file.path.endswith(".plan")}  # noqa: E731
+    assert others(after) == others(before)
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
+
+
+def test_a_rebuild_that_fails_leaves_the_bundle_as_it_was(
+    tmp_path: Path, rtx_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plans, "int8_products", lambda entry, precision: 99)
+    before = {path: path.stat().st_mtime_ns for path in rtx_bundle.rglob("*")}
+    assert export_main(["--rebuild", str(rtx_bundle), "--backend", RTX]) == 3
+    assert "99 products" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in rtx_bundle.rglob("*")} == before
+    open_bundle(rtx_bundle, verify=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--rebuild: say what is to build the plans: --backend tensorrt or --backend tensorrt-rtx"),
+        (["--backend", RTX], "there are no graphs for TensorRT in it; export it with --backend tensorrt-rtx"),
+    ],
+)
+def test_what_cannot_be_rebuilt_is_refused(
+    demo_bundle: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert export_main(["--rebuild", str(demo_bundle), *arguments]) == 2
+    assert message in capsys.readouterr().err
