@@ -38,15 +38,16 @@ class EngineSpec:
 class Scores(Protocol):
     """What a pass says of the wanted rows; valid until the engine's next pass.
 
-    Greedy decoding needs a token and a probability of each row, not all its logits: on a GPU, those stay there until asked for.
+    Greedy decoding needs a token and a probability of some rows, not all their logits: on a GPU, those stay there until asked
+    for.
     """
 
-    def best(self) -> Int64:
-        """The likeliest token of each row, int64 [B, R]; the first of equals."""
+    def best(self, slot: int, row: int) -> int:
+        """The likeliest token of a row; the first of equals."""
         ...
 
-    def confidence(self) -> Float32:
-        """Its probability, float32 [B, R]."""
+    def confidence(self, slot: int, row: int) -> float:
+        """Its probability."""
         ...
 
     def logits(self) -> Float32:
@@ -59,19 +60,22 @@ class HostScores:
 
     Args:
         logits: float32 [B, R, V].
+        scratch: float32 [V], overwritten at will.
     """
 
-    def __init__(self, logits: Float32) -> None:
+    def __init__(self, logits: Float32, scratch: Float32) -> None:
         self._logits = logits
+        self._scratch = scratch
 
-    def best(self) -> Int64:
+    def best(self, slot: int, row: int) -> int:
         """See `Scores.best`."""
-        return np.asarray(self._logits.argmax(-1), dtype=np.int64)
+        return int(self._logits[slot, row].argmax())
 
-    def confidence(self) -> Float32:
+    def confidence(self, slot: int, row: int) -> float:
         """See `Scores.confidence`."""
-        shifted = self._logits - self._logits.max(-1, keepdims=True)
-        return np.asarray(1 / np.exp(shifted, out=shifted).sum(-1), dtype=np.float32)
+        logits = self._logits[slot, row]
+        weights = np.exp(np.subtract(logits, logits.max(), out=self._scratch), out=self._scratch)
+        return 1 / float(weights.sum())
 
     def logits(self) -> Float32:
         """See `Scores.logits`."""

@@ -144,6 +144,7 @@ class OnnxEngine:
         self._context = np.arange(entry.max_length if "context" in inputs else 0)
         self._seconds = 0.0
         self._logits = zeros((0,))
+        self.scratch: Float32 = zeros((entry.vocab_size,))
         self._bindings: dict[int, Any] = {}
         self._cache_shape = (entry.num_key_value_heads, entry.max_length, entry.head_dim)
         self._cache_names = [f"{i}.{kind}" for i in range(entry.num_hidden_layers) for kind in ("key", "value")]
@@ -169,7 +170,7 @@ class OnnxEngine:
 
     def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
         """See `Engine.score`."""
-        return HostScores(self.forward(tokens, start, rows))
+        return HostScores(self.forward(tokens, start, rows), self.scratch)
 
     def run(self, tokens: Int64, start: Int64, rows: Int64, precise: bool = True) -> tuple[Float32, float]:
         """(logits as of `forward`, seconds inside ONNX Runtime).
@@ -258,7 +259,7 @@ class LowActivations:
 
     def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
         """See `Engine.score`."""
-        return HostScores(self.forward(tokens, start, rows))
+        return HostScores(self.forward(tokens, start, rows), self._engine.scratch)
 
     def close(self) -> None:
         """The engine is closed by itself."""

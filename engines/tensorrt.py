@@ -170,13 +170,13 @@ class DeviceScores:
         self._confidence = confidence
         self._logits = logits
 
-    def best(self) -> Int64:
+    def best(self, slot: int, row: int) -> int:
         """See `Scores.best`."""
-        return self._best
+        return int(self._best[slot, row])
 
-    def confidence(self) -> Float32:
+    def confidence(self, slot: int, row: int) -> float:
         """See `Scores.confidence`."""
-        return self._confidence
+        return float(self._confidence[slot, row])
 
     def logits(self) -> Float32:
         """See `Scores.logits`."""

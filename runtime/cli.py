@@ -137,6 +137,7 @@ def _run(argv: Sequence[str] | None) -> int:
     with load(
         args.bundle,
         args.chain,
+        backend=args.backend,
         provider=args.provider,
         threads=args.threads,
         verify=args.verify,

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from quasar.engines.bundle import Bundle
+from quasar.engines.engine import Engine
 from quasar.engines.errors import UsageError
 from quasar.runtime.chain import ChainSpec
+from quasar.runtime.execution import Execution
 from quasar.runtime.slot import Slot
-
-if TYPE_CHECKING:
-    from quasar.engines.onnxruntime import OnnxEngine
 
 
 class EnginePool:
     """Loads engines when a chain needs them; chains that share the pool share engines and caches.
 
     Args:
-        provider: `cpu`, `cuda` or `tensorrt`.
-        threads: of one operator; 0 for one per physical core.
-        batch_invariant: see `quasar.runtime.load`.
+        execution: what runs them; the default is what the bundle was exported for.
     """
 
-    def __init__(self, bundle: Bundle, provider: str = "cpu", threads: int = 0, batch_invariant: bool = False) -> None:
+    def __init__(self, bundle: Bundle, execution: Execution = Execution()) -> None:  # noqa: B008  it is frozen
         self.bundle = bundle
-        self._provider = provider
-        self._threads = threads
-        self._batch_invariant = batch_invariant
-        self._loaded: dict[str, OnnxEngine] = {}
+        self._execution = execution
+        self._loaded: dict[str, Engine] = {}
         self._slots: dict[str, Slot] = {}
         # whose text the caches hold: chains that share engines take turns, one generation at a time
         self.user: object = None
@@ -55,8 +48,7 @@ class EnginePool:
         entries = [self.bundle.engine(name) for name in chain.engines]
         last = entries[-1]
         for entry in entries:
-            if entry.backend != "onnxruntime":
-                raise UsageError(f"engine {entry.name}: backend {entry.backend!r} is not one that this release runs")
+            self._execution.check(self.bundle, entry)
             if entry.vocab_size != last.vocab_size:
                 raise UsageError(
                     f"chain {chain}: {entry.name} has a vocabulary of {entry.vocab_size} tokens and {last.name} one of "
@@ -77,11 +69,7 @@ class EnginePool:
 
     def _slot(self, name: str) -> Slot:
         if name not in self._slots:
-            from quasar.engines.onnxruntime import OnnxEngine  # here: what is wrong with a bundle is said without it
-
-            entry = self.bundle.engine(name)
-            path = self.bundle.path(entry.graph)
-            self._loaded[name] = OnnxEngine(path, entry, self._provider, self._threads, self._batch_invariant)
+            self._loaded[name] = self._execution.load(self.bundle, self.bundle.engine(name))
             self._slots[name] = Slot(self._loaded[name])
         return self._slots[name]
 
@@ -89,10 +77,12 @@ class EnginePool:
         """Of an engine that is another one with smaller activations: one copy of the weights and one cache (QSpec)."""
         key = f"{name} of {lead}"
         if key not in self._slots:
-            from quasar.engines.onnxruntime import LowActivations
+            from quasar.engines.onnxruntime import LowActivations, OnnxEngine
 
             slot = self._slot(lead)
-            self._slots[key] = Slot(LowActivations(self._loaded[lead], name), slot)
+            engine = self._loaded[lead]
+            assert isinstance(engine, OnnxEngine)  # no plan has activations that can be chosen
+            self._slots[key] = Slot(LowActivations(engine, name), slot)
         return self._slots[key]
 
     def _shares_weights(self, name: str, lead: str) -> bool:

@@ -13,6 +13,7 @@ from quasar.engines.engine import Engine
 from quasar.engines.errors import BundleError, QuasarError, UsageError
 from quasar.runtime.chain import ChainSpec, build_chain, parse_chain
 from quasar.runtime.engine_pool import EnginePool
+from quasar.runtime.execution import Execution
 from quasar.runtime.generation import Generation, Result
 from quasar.runtime.sampler import ACCEPTANCES, Acceptance
 from quasar.runtime.sampling import SamplingParams
@@ -27,7 +28,8 @@ def load(
     bundle: str | os.PathLike[str],
     chain: str | None = None,
     *,
-    provider: str = "cpu",
+    backend: str | None = None,
+    provider: str | None = None,
     threads: int = 0,
     verify: bool = False,
     draft_length: DraftLength = None,
@@ -39,7 +41,9 @@ def load(
     Args:
         chain: e.g. `int8`, `prompt-lookup > int8 > float`, or a preset (`plain`, `quasar`, `lossless`, `qspec`); None for the
             bundle's own.
-        provider: `cpu`, `cuda` or `tensorrt`.
+        backend: `onnxruntime`, `tensorrt` or `tensorrt-rtx`; None for what the bundle was exported for, or, where a provider
+            is given, ONNX Runtime.
+        provider: of ONNX Runtime: `cpu`, `cuda` or `tensorrt`; None for `cpu`.
         threads: of one operator; 0 for one per physical core.
         verify: check the hash of every file.
         draft_length: tokens proposed a round to each verifier, or one number for each of them; None for as many as pay by
@@ -58,7 +62,7 @@ def load(
     lengths = draft_lengths(spec, draft_length)
     if acceptance not in ACCEPTANCES:
         raise UsageError(f"acceptance is {acceptance!r}; it must be one of {', '.join(ACCEPTANCES)}")
-    pool = EnginePool(opened, provider, threads, batch_invariant)
+    pool = EnginePool(opened, Execution(backend, provider, threads, batch_invariant))
     pool.check(spec)
     tokenizer = Tokenizer(opened.tokenizer_folder(), opened.engine(spec.law).vocab_size)
     return Model(pool, tokenizer, spec, lengths, acceptance)

@@ -134,10 +134,10 @@ class Generation:
         """Add tokens to the sequence, up to the one that ends it."""
         shown: list[str] = []
         taken: list[int] = []
-        for token, logits in zip(done.tokens, done.logits, strict=True):
+        for row, token in enumerate(done.tokens):
             taken.append(token)
             if self._logprobs is not None:
-                self._logprobs.append(_logprob(logits, token, self._params.logprobs or 0))
+                self._logprobs.append(_logprob(done.scores.logits()[0, row], token, self._params.logprobs or 0))
             self._sequence.tokens.append(token)
             shown.append(self._stream.push(token))
             if self._stream.stopped or token in self._stop_ids:

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from quasar.engines.errors import UsageError
+from quasar.runtime.execution import BACKENDS, Execution
 from quasar.runtime.generate import DraftLength
 from quasar.runtime.sampler import ACCEPTANCES
 from quasar.runtime.sampling import SamplingParams
@@ -52,9 +53,15 @@ def add_loading_options(p: argparse.ArgumentParser) -> None:
         *("--batch-invariant",), action="store_true",
         help="the same tokens whatever the draft length, also at near-ties; slower single-row steps",
     )  # fmt: skip
-    p.add_argument("--provider", default="cpu", metavar="P", help="cpu, cuda or tensorrt (default: cpu)")
+    p.add_argument("--backend", metavar="B", help=f"{', '.join(BACKENDS)} (default: what the bundle was exported for)")
+    p.add_argument("--provider", metavar="P", help="of onnxruntime: cpu, cuda or tensorrt (default: cpu)")
     p.add_argument("--threads", type=int, default=0, metavar="N", help="threads of one operator (default: one per core)")
     p.add_argument("--verify", action="store_true", help="check the hash of every file first")
+
+
+def execution(args: argparse.Namespace) -> Execution:
+    """What runs the engines, as the options say."""
+    return Execution(args.backend, args.provider, args.threads, args.batch_invariant)
 
 
 def parse_draft_length(text: str | None) -> DraftLength:

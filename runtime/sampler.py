@@ -40,6 +40,8 @@ class Sampler:
         self._key = _mix(np.array([seed], dtype=np.uint64))[0]
         self._stream = np.random.Generator(np.random.PCG64(seed))
         self.rejects = acceptance == "rejection" and not params.greedy
+        # a token's logit is then compared with nothing but those of its row: no need to see them all
+        self.takes_best = params.greedy and not params.penalizes
 
     def choose(self, logits: Float32, tokens: Sequence[int]) -> int:
         """The token after `tokens`, under matching.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from quasar.engines.engine import Engine, Float32
+from quasar.engines.engine import Engine, Scores
 
 
 class Slot:
@@ -44,8 +44,8 @@ class Slot:
         """How many of a sequence's `length` tokens the cache does not hold."""
         return length - self._start()
 
-    def logits(self, tokens: list[int], wanted: int) -> Float32:
-        """Logits after the last `wanted` of `tokens`, float32 [wanted, V], valid until the engine's next pass.
+    def score(self, tokens: list[int], wanted: int) -> Scores:
+        """Scores after the last `wanted` of `tokens`, in slot 0, valid until the engine's next pass.
 
         `tokens` begins with what is cached; the rest, at least `wanted` tokens of it, is fed in chunks.
         """
@@ -63,10 +63,9 @@ class Slot:
         own = len(self._cached)
         return own if self._lead is None else max(own, len(self._lead._cached))
 
-    def _feed(self, tokens: list[int], start: int, wanted: int) -> Float32:
+    def _feed(self, tokens: list[int], start: int, wanted: int) -> Scores:
         count = len(tokens)
         rows = np.arange(count - wanted, count, dtype=np.int64)[None]
-        logits = self.engine.forward(np.array([tokens], dtype=np.int64), np.array([start], dtype=np.int64), rows)
+        scores = self.engine.score(np.array([tokens], dtype=np.int64), np.array([start], dtype=np.int64), rows)
         self._cached.extend(tokens)
-        first: Float32 = logits[0]
-        return first
+        return scores

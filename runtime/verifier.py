@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from quasar.engines.engine import Float32
+from quasar.engines.engine import Scores
 from quasar.runtime.acceptance import Probabilities, accept_matching, accept_rejection
 from quasar.runtime.draft.proposer import Draft, Proposer
 from quasar.runtime.drafting import Drafter
@@ -32,12 +32,12 @@ class Round:
 
     Attributes:
         tokens: those that follow the sequence: what was accepted of the draft, and one more.
-        logits: float32 [n, V], what each of them was chosen from; valid until the engine's next pass.
+        scores: what each of them was chosen from, row by row of slot 0; valid until the engine's next pass.
         distributions: p of each, where the acceptance rule needs it.
     """
 
     tokens: list[int]
-    logits: Float32
+    scores: Scores
     distributions: list[Probabilities] | None = None
 
 
@@ -57,7 +57,6 @@ class Verifier:
         self.name = slot.engine.spec.name
         self._costs = StepCosts()
         self._drafters = [Drafter(proposer, self._costs, draft_length) for proposer in proposers]
-        self._scratch = np.empty(slot.engine.spec.vocab_size, np.float32)
         self.statistics = LevelStatistics(self.name)
 
     def levels(self) -> list[Verifier]:
@@ -73,13 +72,13 @@ class Verifier:
         """
         # the last token is fed in any case: its logits are wanted
         shared = self._begin(sequence, reuse, sequence.tokens[:-1])
-        return self._judge(sequence, [], self.slot.logits(sequence.tokens, 1))[0], shared
+        return self._judge(sequence, [], self.slot.score(sequence.tokens, 1))[0], shared
 
     def begin(self, sequence: Sequence, reuse: bool) -> None:
         """See `Proposer.begin`."""
         shared = self._begin(sequence, reuse, sequence.tokens)
         if not self.slot.follows and shared < len(sequence.tokens):
-            self.slot.logits(sequence.tokens, 1)
+            self.slot.score(sequence.tokens, 1)
 
     def _begin(self, sequence: Sequence, reuse: bool, prompt: list[int]) -> int:
         self.statistics = LevelStatistics(self.name)
@@ -95,8 +94,8 @@ class Verifier:
         draft = self._draft(sequence, min(limit - 1, spec.max_length - length, spec.max_rows - pending), pending)
         begin = time.perf_counter()
         tokens = [drafted.token for drafted in draft]
-        logits = self.slot.logits(sequence.tokens + tokens, len(draft) + 1)
-        result, accepted = self._judge(sequence, draft, logits)
+        scores = self.slot.score(sequence.tokens + tokens, len(draft) + 1)
+        result, accepted = self._judge(sequence, draft, scores)
         seconds = time.perf_counter() - begin
         if pending <= LONGEST_PENDING:
             self._costs.observe(pending + len(draft), seconds)
@@ -110,7 +109,7 @@ class Verifier:
         while made < limit:
             done = self.round(sequence, limit - made)
             drafts = [
-                Draft(token, self._confidence(done.logits[i], token), done.distributions[i] if done.distributions else None)
+                Draft(token, self._grade(sequence, done, i), done.distributions[i] if done.distributions else None)
                 for i, token in enumerate(done.tokens)
             ]
             sequence.tokens.extend(done.tokens)
@@ -145,28 +144,34 @@ class Verifier:
                 return draft
         return []
 
-    def _confidence(self, logits: Float32, token: int) -> int:
-        """Grade of a token by its probability."""
-        best = logits.max()
-        weights = np.exp(np.subtract(logits, best, out=self._scratch), out=self._scratch)
-        return bisect(CONFIDENCES, float(np.exp(logits[token] - best) / weights.sum()))
+    def _grade(self, sequence: Sequence, done: Round, row: int) -> int:
+        """Grade of a round's token by its probability."""
+        probability = done.scores.confidence(0, row)
+        if not sequence.sampler.takes_best:
+            logits = done.scores.logits()[0, row]
+            probability *= float(np.exp(logits[done.tokens[row]] - logits.max()))
+        return bisect(CONFIDENCES, probability)
 
-    def _judge(self, sequence: Sequence, draft: list[Draft], logits: Float32) -> tuple[Round, int]:
+    def _judge(self, sequence: Sequence, draft: list[Draft], scores: Scores) -> tuple[Round, int]:
         """(the round, draft tokens accepted)"""
         sampler, tokens = sequence.sampler, [drafted.token for drafted in draft]
         context = sequence.tokens + tokens
         length = len(sequence.tokens)
         kept: list[Probabilities] = []
 
+        rows = range(len(draft) + 1)
+
         def distributions() -> Iterator[Probabilities]:
-            for i, row in enumerate(logits):
-                kept.append(sampler.distribution(row, context[: length + i]))
+            for i in rows:
+                kept.append(sampler.distribution(scores.logits()[0, i], context[: length + i]))
                 yield kept[-1]
 
         if sampler.rejects:
             drafted = [d.distribution for d in draft]
             accepted, following = accept_rejection(distributions(), tokens, drafted, sampler.uniform)
+        elif sampler.takes_best:
+            accepted, following = accept_matching((scores.best(0, i) for i in rows), tokens)
         else:
-            choices = (sampler.choose(row, context[: length + i]) for i, row in enumerate(logits))
+            choices = (sampler.choose(scores.logits()[0, i], context[: length + i]) for i in rows)
             accepted, following = accept_matching(choices, tokens)
-        return Round([*tokens[:accepted], following], logits[: accepted + 1], kept or None), accepted
+        return Round([*tokens[:accepted], following], scores, kept or None), accepted

@@ -52,7 +52,7 @@ class TableEngine:
 
     def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
         """See `Engine.score`."""
-        return HostScores(self.forward(tokens, start, rows))
+        return HostScores(self.forward(tokens, start, rows), np.empty(self.spec.vocab_size, np.float32))
 
     def close(self) -> None:
         """Nothing to free."""

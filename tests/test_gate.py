@@ -30,7 +30,7 @@ class Answers:
         return self._logits[None, start[0] + rows[0]]
 
     def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
-        return HostScores(self.forward(tokens, start, rows))
+        return HostScores(self.forward(tokens, start, rows), np.empty(self.spec.vocab_size, np.float32))
 
     def close(self) -> None: ...
 

@@ -15,6 +15,7 @@ from quasar.runtime.bench.prompts import Prompts, opening
 from quasar.runtime.bench.sweep import sweep_figures, sweep_variants
 from quasar.runtime.chain import ChainSpec, parse_chain
 from quasar.runtime.engine_pool import EnginePool
+from quasar.runtime.execution import Execution
 from quasar.runtime.generate import DraftLength, Model, choose_chain, draft_lengths
 from quasar.runtime.sampler import Acceptance
 from quasar.runtime.sampling import SamplingParams
@@ -41,9 +42,7 @@ class Settings:
     axes: dict[str, list[Any]] = field(default_factory=dict)
     fidelity: bool = False
     memory: bool = True
-    provider: str = "cpu"
-    threads: int = 0
-    batch_invariant: bool = False
+    execution: Execution = field(default_factory=Execution)
     acceptance: Acceptance = "matching"
 
 
@@ -59,7 +58,7 @@ class Bench:
         self._prompts = prompts
         self._settings = settings
         self._progress = progress
-        self._pool = EnginePool(bundle, settings.provider, settings.threads, settings.batch_invariant)
+        self._pool = EnginePool(bundle, settings.execution)
 
     def run(self, chains: Sequence[str] | None) -> dict[str, Any]:
         """Results in the format of report.json.
@@ -115,7 +114,7 @@ class Bench:
                 "model": manifest.model.get("id"),
                 "engines": {name: entry.precision for name, entry in manifest.engines.items()},
             },
-            "machine": machine.describe(settings.threads, [before, after]),
+            "machine": machine.describe(settings.execution.backend_of(self._bundle), settings.execution.threads, [before, after]),
             "versions": machine.versions(),
             "settings": {
                 "prompts": self._prompts.name,
@@ -125,7 +124,7 @@ class Bench:
                 "repeats": settings.repeats,
                 "ignore_eos": settings.params.ignore_eos,
                 "draft_length": settings.draft_length,
-                "batch_invariant": settings.batch_invariant,
+                "batch_invariant": settings.execution.batch_invariant,
                 "acceptance": settings.acceptance,
             },
             "interrupted": interrupted,
@@ -198,7 +197,7 @@ class Bench:
         peaks = {}
         with self._progress("memory", len(models)) as bar:
             for variant in models:
-                peaks[variant] = machine.peak_memory(self._bundle.root, str(variant.chain), ids, self._settings.threads)
+                peaks[variant] = machine.peak_memory(self._bundle.root, str(variant.chain), ids, self._settings.execution)
                 bar.update(1)
         return peaks
 

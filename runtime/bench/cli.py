@@ -20,7 +20,7 @@ from quasar.runtime.bench.prompts import read_prompts
 from quasar.runtime.bench.svg import require_matplotlib
 from quasar.runtime.bench.sweep import parse_axes
 from quasar.runtime.bench.table import text_table
-from quasar.runtime.options import add_loading_options, add_sampling_options, parse_draft_length, sampling_params
+from quasar.runtime.options import add_loading_options, add_sampling_options, execution, parse_draft_length, sampling_params
 
 SEED = 0
 """Sampled answers are compared with each other, so they need one."""
@@ -64,9 +64,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         axes=parse_axes(args.sweep or []),
         fidelity=args.fidelity,
         memory=not args.no_memory,
-        provider=args.provider,
-        threads=args.threads,
-        batch_invariant=args.batch_invariant,
+        execution=execution(args),
         acceptance=args.acceptance,
     )
 

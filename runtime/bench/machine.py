@@ -10,21 +10,26 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-PACKAGES = ("quasar-toolchain", "onnxruntime", "onnxruntime-gpu", "numpy", "tokenizers")
+from quasar.engines.cuda import Device
+from quasar.engines.manifest import LIBRARIES
+from quasar.runtime.execution import Execution
+
+PACKAGES = ("quasar-toolchain", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy", "tokenizers")
 BLOCK = 1 << 26
 """float32 numbers that each core reads: 256 MiB, more than any cache holds."""
 
 PEAK = """
 import json, re, sys
 from quasar.runtime import SamplingParams, load
-bundle, chain, ids, threads = json.loads(sys.argv[1])
-with load(bundle, chain, threads=threads) as model:
+bundle, chain, ids, execution = json.loads(sys.argv[1])
+with load(bundle, chain, **execution) as model:
     model.generate(ids, SamplingParams(max_new_tokens=16, ignore_eos=True))
 print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) * 1024)
 """
@@ -52,9 +57,9 @@ def read_bandwidth() -> float:
     return best
 
 
-def peak_memory(bundle: Path, chain: str, ids: list[int], threads: int) -> int | None:
-    """Bytes that a process of its own takes at most to answer a prompt; None where it cannot be told."""
-    arguments = json.dumps([str(bundle), chain, ids, threads])
+def peak_memory(bundle: Path, chain: str, ids: list[int], execution: Execution) -> int | None:
+    """Bytes of the host's memory that a process of its own takes to answer a prompt; None where it cannot be told."""
+    arguments = json.dumps([str(bundle), chain, ids, asdict(execution)])
     done = subprocess.run([sys.executable, "-c", PEAK, arguments], capture_output=True, text=True, check=False)
     return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else None
 
@@ -70,7 +75,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe(threads: int, bandwidths: list[float]) -> dict[str, Any]:
+def describe(backend: str, threads: int, bandwidths: list[float]) -> dict[str, Any]:
     """The `machine` of report.json."""
     cores = os.cpu_count() or 1
-    return {"cpu": processor(), "cores": cores, "threads": threads or cores, "read_gb_per_s": bandwidths}
+    found = {"cpu": processor(), "cores": cores, "threads": threads or cores, "read_gb_per_s": bandwidths, "backend": backend}
+    return found | ({"gpu": Device().name} if backend in LIBRARIES else {})

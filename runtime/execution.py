@@ -1,0 +1,90 @@
+"""What runs the engines of a bundle: ONNX Runtime, or the TensorRT that its plans are for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quasar.engines.bundle import Bundle
+from quasar.engines.engine import Engine
+from quasar.engines.errors import UsageError
+from quasar.engines.manifest import LIBRARIES, EngineEntry
+
+ONNXRUNTIME = "onnxruntime"
+BACKENDS = (ONNXRUNTIME, *LIBRARIES)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How engines are run.
+
+    Attributes:
+        backend: one of `BACKENDS`; None for the TensorRT that all engines of the bundle have plans for, else, or where a
+            provider was asked for, ONNX Runtime. A plan that cannot run is an error, never a reason to take another backend.
+        provider: of ONNX Runtime: `cpu`, `cuda` or `tensorrt`; None for `cpu`.
+        threads: of one of ONNX Runtime's operators; 0 for one per physical core.
+        batch_invariant: see `quasar.runtime.load`.
+    """
+
+    backend: str | None = None
+    provider: str | None = None
+    threads: int = 0
+    batch_invariant: bool = False
+
+    def __post_init__(self) -> None:
+        if self.backend is not None and self.backend not in BACKENDS:
+            raise UsageError(f"unknown backend {self.backend!r}; choose one of {', '.join(BACKENDS)}")
+        if self.backend in LIBRARIES and self.provider is not None:
+            raise UsageError(f"provider {self.provider} is one of ONNX Runtime, not of {self.backend}; give one of the two")
+
+    def backend_of(self, bundle: Bundle) -> str:
+        """The backend that runs a bundle's engines."""
+        if self.backend is not None:
+            return self.backend
+        libraries = {entry.plan.library if entry.plan else ONNXRUNTIME for entry in bundle.manifest.engines.values()}
+        return libraries.pop() if len(libraries) == 1 and self.provider is None else ONNXRUNTIME
+
+    def check(self, bundle: Bundle, entry: EngineEntry) -> None:
+        """Refuse an engine that cannot be run so, before anything is loaded.
+
+        Raises:
+            UsageError: it is for another backend, or has no plan, or an option does not go with plans.
+        """
+        backend = self.backend_of(bundle)
+        if backend == ONNXRUNTIME:
+            if entry.backend != ONNXRUNTIME:
+                raise UsageError(f"engine {entry.name}: backend {entry.backend!r} is not one that this release runs")
+            return
+        if entry.plan is None:
+            raise UsageError(f"engine {entry.name}: there is no plan of it in {bundle.root}; export with --backend {backend}")
+        if entry.plan.library != backend:
+            raise UsageError(
+                f"engine {entry.name}: its plan is for {entry.plan.library}; use --backend {entry.plan.library}, or build it "
+                f"again: {rebuild_command(bundle, backend)}"
+            )
+        if self.batch_invariant:
+            raise UsageError("--batch-invariant is for --backend onnxruntime: of plans it is not known how they round")
+
+    def load(self, bundle: Bundle, entry: EngineEntry) -> Engine:
+        """Load an engine.
+
+        Raises:
+            UsageError: what runs it is not there.
+            BundleError: it cannot be loaded.
+        """
+        # imported here: what is wrong with a bundle is said without the backend, and no backend needs the other one
+        if self.backend_of(bundle) == ONNXRUNTIME:
+            from quasar.engines.onnxruntime import OnnxEngine
+
+            provider = self.provider or "cpu"
+            return OnnxEngine(bundle.path(entry.graph), entry, provider, self.threads, self.batch_invariant)
+        from quasar.engines.tensorrt import TensorRtEngine
+
+        plan = entry.plan
+        if plan is None:
+            raise UsageError(f"engine {entry.name}: there is no plan of it in {bundle.root}")
+        return TensorRtEngine(bundle.path(plan.plan), bundle.path(plan.graph), entry, rebuild_command(bundle, plan.library))
+
+
+def rebuild_command(bundle: Bundle, library: str) -> str:
+    """The command that builds a bundle's plans again."""
+    return f"quasar-export --rebuild {bundle.root} --backend {library}"
