@@ -72,7 +72,7 @@ def measure(engines: Mapping[str, Engine], wanted: Sequence[Shape], rounds: int,
         rows = np.arange(shape.rows)[None] if shape.all_rows else np.array([[shape.rows - 1]])
         start = np.array([shape.context - shape.rows])
         begin = time.perf_counter()
-        engine.score(ids[:, : shape.rows], start, rows).best()
+        engine.score(ids[:, : shape.rows], start, rows).best(0, 0)
         return time.perf_counter() - begin
 
     for shape in wanted:
@@ -127,11 +127,9 @@ def prepare(work: Path, backend: str) -> Path:
 def describe(device: Device, backend: str) -> str:
     """The GPU, its driver and the libraries, on one line."""
     driver, runtime = device.versions()
-    gib = device.memory()[1] / (1 << 30)
-    return (
-        f"{device.name}, compute capability {device.compute_capability}, {gib:.0f} GiB; driver for CUDA {driver}, CUDA {runtime}, "
-        f"{backend} {load_library(backend).__version__}"
-    )
+    gib, version = device.memory()[1] / (1 << 30), load_library(backend).__version__
+    gpu = f"{device.name}, compute capability {device.compute_capability}, {gib:.0f} GiB"
+    return f"{gpu}; driver for CUDA {driver}, CUDA {runtime}, {backend} {version}"
 
 
 def load(bundle: Path) -> dict[str, Engine]:
