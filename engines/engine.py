@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,6 +81,33 @@ class HostScores:
     def logits(self) -> Float32:
         """See `Scores.logits`."""
         return self._logits
+
+
+class DeviceScores:
+    """Scores of a pass whose logits are still on the GPU.
+
+    Args:
+        best: int64 [B, R].
+        confidence: float32 [B, R].
+        logits: copies the logits to the host, float32 [B, R, V]; raises QuasarError once another pass has run.
+    """
+
+    def __init__(self, best: Int64, confidence: Float32, logits: Callable[[], Float32]) -> None:
+        self._best = best
+        self._confidence = confidence
+        self._logits = logits
+
+    def best(self, slot: int, row: int) -> int:
+        """See `Scores.best`."""
+        return int(self._best[slot, row])
+
+    def confidence(self, slot: int, row: int) -> float:
+        """See `Scores.confidence`."""
+        return float(self._confidence[slot, row])
+
+    def logits(self) -> Float32:
+        """See `Scores.logits`."""
+        return self._logits()
 
 
 class Engine(Protocol):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from quasar.engines.engine import EngineSpec, Float32, HostScores, Int64, Scores, check_call
+from quasar.engines.engine import DeviceScores, EngineSpec, Float32, HostScores, Int64, Scores, check_call
 from quasar.engines.errors import BundleError, QuasarError, UsageError, first_line
 from quasar.engines.manifest import EngineEntry
 
@@ -138,13 +138,16 @@ class OnnxEngine:
             entry.precision,
         )
         self._session = create_session(str(graph), provider, threads, optimize)
-        inputs = _check_graph(self._session, entry, str(graph))
+        inputs, self._chooses = _check_graph(self._session, entry, str(graph))
+        if provider == "cuda" and inputs["past.0.key"] != "tensor(float16)":
+            raise UsageError(f"engine {entry.name}: it was exported for CPUs; export it for GPUs (--provider cuda)")
         self._cache_type = np.float16 if inputs["past.0.key"] == "tensor(float16)" else np.float32
         self._switched = "precise" in inputs
         self._context = np.arange(entry.max_length if "context" in inputs else 0)
         self._seconds = 0.0
         self._logits = zeros((0,))
         self.scratch: Float32 = zeros((entry.vocab_size,))
+        self._device_logits: Any = None
         self._bindings: dict[int, Any] = {}
         self._cache_shape = (entry.num_key_value_heads, entry.max_length, entry.head_dim)
         self._cache_names = [f"{i}.{kind}" for i in range(entry.num_hidden_layers) for kind in ("key", "value")]
@@ -170,7 +173,18 @@ class OnnxEngine:
 
     def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
         """See `Engine.score`."""
-        return HostScores(self.forward(tokens, start, rows), self.scratch)
+        if not self._chooses:
+            return HostScores(self.forward(tokens, start, rows), self.scratch)
+        binding = self._bind(tokens, start, rows)
+        best, confidence = np.empty(rows.shape, np.int64), np.empty(rows.shape, np.float32)
+        for name, array in (("best", best), ("confidence", confidence)):
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        shape = [*rows.shape, self._spec.vocab_size]
+        if self._device_logits is None or self._device_logits.shape() != shape:
+            self._device_logits = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, self._device, 0)
+        binding.bind_ortvalue_output("logits", self._device_logits)
+        self._seconds += self._run(binding)
+        return DeviceScores(best, confidence, self._device_logits.numpy)
 
     def run(self, tokens: Int64, start: Int64, rows: Int64, precise: bool = True) -> tuple[Float32, float]:
         """(logits as of `forward`, seconds inside ONNX Runtime).
@@ -178,31 +192,40 @@ class OnnxEngine:
         Args:
             precise: of an engine whose activations can be chosen, the 16-bit ones.
         """
+        binding = self._bind(tokens, start, rows)
+        if self._switched:
+            binding.bind_cpu_input("precise", np.array(precise))
+        logits = self._logits_buffer((*rows.shape, self._spec.vocab_size))
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        return logits, self._run(binding)
+
+    def _bind(self, tokens: Int64, start: Int64, rows: Int64) -> Any:
+        """The binding for a pass, with its inputs."""
         check_call(self._spec, tokens, start, rows)
         if self._batch_invariant and tokens.shape[1] == 1:
             tokens = np.repeat(tokens, 2, axis=1)
-        batch, count = rows.shape
-        binding = self._binding(batch)
+        binding = self._binding(len(rows))
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens))
         binding.bind_cpu_input("start", start)
         binding.bind_cpu_input("rows", np.ascontiguousarray(rows))
         if self._context.size:
             binding.bind_cpu_input("context", self._context[: int(start.max()) + tokens.shape[1]])
-        if self._switched:
-            binding.bind_cpu_input("precise", np.array(precise))
-        logits = self._logits_buffer((batch, count, self._spec.vocab_size))
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        return binding
+
+    def _run(self, binding: Any) -> float:
+        """Seconds that the pass took."""
         begin = time.perf_counter()
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:
             raise QuasarError(f"engine {self._spec.name}: ONNX Runtime failed: {first_line(error)}") from None
-        return logits, time.perf_counter() - begin
+        return time.perf_counter() - begin
 
     def close(self) -> None:
         """Free the session and the cache; the engine cannot be used afterwards."""
         self._bindings.clear()
         self._caches.clear()
+        self._device_logits = None
         del self._session
 
     def _allocate(self, shape: tuple[int, ...]) -> Any:
@@ -265,8 +288,11 @@ class LowActivations:
         """The engine is closed by itself."""
 
 
-def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -> dict[str, str]:
-    """Types of the graph's inputs. Its own shapes must be those of the manifest, or a pass would read past the buffers."""
+def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -> tuple[dict[str, str], bool]:
+    """(types of the graph's inputs, whether it gives `best` and `confidence`).
+
+    Its shapes must be those of the manifest, or a pass would read past the buffers.
+    """
     precision = session.get_modelmeta().custom_metadata_map.get("quasar.precision")
     if precision != entry.precision:
         raise BundleError(f"{path}: its precision is {precision}, the manifest says {entry.precision}; export the bundle again")
@@ -292,4 +318,4 @@ def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -
             raise BundleError(f"{path}: {name} is {found[name].type} {found[name].shape}; expected int64 of rank {rank}")
     if found["logits"].shape[-1] != entry.vocab_size or found["logits"].type != "tensor(float)":
         raise BundleError(f"{path}: logits are {found['logits'].shape}, the manifest says vocab_size {entry.vocab_size}")
-    return {value.name: value.type for value in session.get_inputs()}
+    return {value.name: value.type for value in session.get_inputs()}, {"best", "confidence"} <= set(found)

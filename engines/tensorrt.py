@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from quasar.engines.cuda import Device, Stream
 from quasar.engines.cuda_graphs import GraphCache
-from quasar.engines.engine import EngineSpec, Float32, Int64, Scores, check_call
+from quasar.engines.engine import DeviceScores, EngineSpec, Float32, Int64, Scores, check_call
 from quasar.engines.errors import QuasarError
 from quasar.engines.manifest import EngineEntry
 from quasar.engines.plan import open_plan, plan_of, require_memory
@@ -154,30 +154,3 @@ class TensorRtEngine:
         else:
             context.enqueue(shape)
         return shape
-
-
-class DeviceScores:
-    """Scores of a pass whose logits are still on the GPU.
-
-    Args:
-        best: int64 [B, R].
-        confidence: float32 [B, R].
-        logits: copies the logits to the host, float32 [B, R, V]; raises QuasarError once another pass has run.
-    """
-
-    def __init__(self, best: Int64, confidence: Float32, logits: Callable[[], Float32]) -> None:
-        self._best = best
-        self._confidence = confidence
-        self._logits = logits
-
-    def best(self, slot: int, row: int) -> int:
-        """See `Scores.best`."""
-        return int(self._best[slot, row])
-
-    def confidence(self, slot: int, row: int) -> float:
-        """See `Scores.confidence`."""
-        return float(self._confidence[slot, row])
-
-    def logits(self) -> Float32:
-        """See `Scores.logits`."""
-        return self._logits()

@@ -11,7 +11,7 @@ from quasar.exporter.architecture import Architecture
 from quasar.exporter.checkpoint import Checkpoint
 from quasar.exporter.draft_model import fit_vocabulary
 from quasar.exporter.graph.explicit import ExplicitW8A8Linear, HalfLinear, explicit_form
-from quasar.exporter.graph.linear import BlockLinear, FloatLinear, Linear, SwitchedBlockLinear, W8A8Linear
+from quasar.exporter.graph.linear import BlockLinear, FloatLinear, HalfBlockLinear, Linear, SwitchedBlockLinear, W8A8Linear
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Blueprint:
         layers: which of its layers, in order.
         weights: name of the file that its weights are in; engines of one name share it.
         shares_embedding: whether its embedding rows are those that all quantized engines of the bundle's model share.
+        half: attention and caches in float16.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Blueprint:
     layers: tuple[int, ...]
     weights: str
     shares_embedding: bool
+    half: bool = False
 
     @property
     def float_linears(self) -> tuple[str, ...]:
@@ -101,7 +103,17 @@ def for_tensorrt(blueprint: Blueprint) -> Blueprint:
         lm_head=explicit_form(blueprint.lm_head)[0],
         weights=own_file,
         shares_embedding=shares,
+        half=True,
     )
+
+
+def for_cuda(blueprint: Blueprint) -> Blueprint:
+    """A float or 4-bit engine in the form that ONNX Runtime runs on a GPU."""
+    if blueprint.precision == "float32":
+        half = HalfLinear()
+        return replace(blueprint, precision="float16", linear=half, lm_head=half, shares_embedding=True, half=True)
+    blocks = HalfBlockLinear()
+    return replace(blueprint, precision="w4a16", linear=blocks, lm_head=blocks, half=True)
 
 
 def _all_layers(architecture: Architecture) -> tuple[int, ...]:

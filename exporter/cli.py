@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         *("--backend",), choices=(ONNXRUNTIME, *LIBRARIES), default=ONNXRUNTIME,
         help="what is to run the engines; with a TensorRT, plans are built beside the graphs for ONNX Runtime",
     )  # fmt: skip
+    p.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="what ONNX Runtime's graphs are for (default: cpu)")
     p.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hugging Face model")
     p.add_argument("--force", action="store_true", help="write the bundle even when the gate fails")
     p.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -129,6 +130,7 @@ def _options(args: argparse.Namespace) -> ExportOptions:
         float_lm_head=args.lm_head == "float",
         revision=args.revision,
         force=args.force,
+        provider=args.provider,
         build=build,
     )
 

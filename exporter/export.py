@@ -21,12 +21,20 @@ from quasar.engines.errors import UsageError
 from quasar.engines.manifest import EngineEntry, Manifest
 from quasar.engines.onnxruntime import OnnxEngine
 from quasar.engines.tensorrt_build import check_build
-from quasar.exporter.blueprint import Blueprint, float_engine, int4_engine, int8_engine, model_engine, switched_int4_engine
+from quasar.exporter.blueprint import (
+    Blueprint,
+    float_engine,
+    for_cuda,
+    int4_engine,
+    int8_engine,
+    model_engine,
+    switched_int4_engine,
+)
 from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.draft import ModelDraft, PrunedDraft
 from quasar.exporter.draft_model import check_draft, open_draft
 from quasar.exporter.failure import kept_on_failure
-from quasar.exporter.gate import THRESHOLDS, Figures, judge
+from quasar.exporter.gate import THRESHOLDS, Figures, judge, thresholds_of
 from quasar.exporter.options import ExportOptions, Progress
 from quasar.exporter.plans import build_plans, gate_plans, open_plan_graph
 from quasar.exporter.reference import Reference
@@ -75,11 +83,13 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
         calibration = _calibrate(options, checkpoint, prompts, progress) if "int8" in options.engines else None
         pruning = _prune(checkpoint, prompts, removed, progress) if removed else None
         blueprints = list(_blueprints(options, checkpoint, calibration, pruning, drafts))
+        if options.provider == "cuda":
+            blueprints = [for_cuda(blueprint) for blueprint in blueprints]
         entries, graphs = write_engines(root, blueprints, max_length, options.max_batch, options.build is not None, progress)
         with kept_on_failure(root, options.output, graphs, options.build):
             reference = Reference.measure(checkpoint, prompts.gate, progress)
             entries, figures = _gate(reference, entries, graphs, root, progress)
-            missed = judge(figures, options.force)
+            missed = judge(figures, options.force, options.provider)
             if options.build is not None:
                 gates = {graph.name: dataclasses.asdict(figures[graph.label]) for graph in graphs}
                 entries = build_plans(root, entries, graphs, gates, options.build, progress)
@@ -93,7 +103,9 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             stop_token_ids=stop_token_ids,
             default_chain=_default_chain(options.engines),
             calibration=_summary(prompts, calibration, pruning),
-            thresholds={name: dataclasses.asdict(THRESHOLDS[name]) for name in figures if name in THRESHOLDS},
+            thresholds={
+                name: dataclasses.asdict(thresholds_of(name, options.provider)) for name in figures if name in THRESHOLDS
+            },
             versions=_versions(),
         )
         write_manifest(root, manifest)

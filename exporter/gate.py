@@ -108,8 +108,16 @@ def failures(figures: Figures, thresholds: Thresholds) -> list[str]:
     return missed
 
 
-def judge(figures: Mapping[str, Figures], force: bool) -> dict[str, list[str]]:
+def thresholds_of(label: str, provider: str = "cpu") -> Thresholds:
+    """What is asked of an engine, graph or plan by that name."""
+    return FLOAT16 if (label, provider) == ("float", "cuda") else THRESHOLDS.get(label, Thresholds())
+
+
+def judge(figures: Mapping[str, Figures], force: bool, provider: str = "cpu") -> dict[str, list[str]]:
     """What each engine missed.
+
+    Args:
+        provider: of ONNX Runtime, that the engines are for.
 
     Raises:
         GateError: an engine missed something and `force` is not set, or it computes what is not a number.
@@ -119,7 +127,7 @@ def judge(figures: Mapping[str, Figures], force: bool) -> dict[str, list[str]]:
             raise GateError(
                 f"gate failed: {name} computes NaN or infinity. No bundle was written; check config.json and the weights"
             )
-    missed = {name: failures(f, THRESHOLDS.get(name, Thresholds())) for name, f in figures.items()}
+    missed = {name: failures(f, thresholds_of(name, provider)) for name, f in figures.items()}
     if any(missed.values()) and not force:
         reasons = "; ".join(f"{name}: {', '.join(m)}" for name, m in missed.items() if m)
         raise GateError(

@@ -13,6 +13,7 @@ from quasar.engines.tensorrt_build import BuildOptions
 from quasar.exporter.draft import Draft, ModelDraft
 
 ENGINES = ("float", "int8", "int4", "int4-a16")
+PROVIDERS = ("cpu", "cuda")
 SHORTEST_CONTEXT = 8
 
 Progress = Callable[[str, int], Any]
@@ -34,6 +35,7 @@ class ExportOptions:
         max_batch: slots in one pass; more than one takes the portable form of attention.
         float_lm_head: leave lm_head in float in the int8 engine.
         force: write the bundle even when the gate fails.
+        provider: of ONNX Runtime, that the engines are for: `cpu` or `cuda`.
         build: build plans of the engines, too.
     """
 
@@ -51,6 +53,7 @@ class ExportOptions:
     float_lm_head: bool = False
     revision: str | None = None
     force: bool = False
+    provider: str = "cpu"
     build: BuildOptions | None = None
 
     def __post_init__(self) -> None:
@@ -68,9 +71,23 @@ class ExportOptions:
             raise UsageError(f"float_budget is {self.float_budget}; it is a share of the weights, 0 to 1 (--float-budget)")
         if not all(0 <= alpha <= 1 for alpha in self.alphas):
             raise UsageError(f"alpha {', '.join(map(str, self.alphas))} must lie in 0 to 1")
+        if self.provider not in PROVIDERS:
+            raise UsageError(f"provider {self.provider!r}: choose of {', '.join(PROVIDERS)} (--provider)")
+        if self.provider == "cuda":
+            self._check_cuda()
         if self.build is not None and "int4-a16" in self.engines:
             raise UsageError(
                 f"engines: on {self.build.library}, int4 has 16-bit activations itself; leave int4-a16 out (--engines)"
+            )
+
+    def _check_cuda(self) -> None:
+        if self.build is not None:
+            raise UsageError(f"--provider cuda is for --backend onnxruntime; leave it out: {self.build.library} is for GPUs")
+        lacking = [name for name in self.engines if name in ("int8", "int4-a16")]
+        if lacking:
+            raise UsageError(
+                f"engine {lacking[0]}: ONNX Runtime has no such kernel for GPUs; use --backend tensorrt or tensorrt-rtx, or "
+                "--engines float,int4 with --provider cuda"
             )
 
     def _check_names(self) -> None:

@@ -60,18 +60,18 @@ def write_engines(
         files = {name: stack.enter_context(WeightFile(root / f"{name}.bin")) for name in dict.fromkeys(names)}
         for blueprint in blueprints:
             form: AttentionForm = "fused" if can_fuse(blueprint.architecture, max_batch) else "portable"
-            decoder = _decoder(blueprint, form, max_length, max_batch, for_plan=False)
+            decoder = _decoder(blueprint, form, max_length, max_batch)
             written = _write(root, f"{blueprint.name}.onnx", blueprint, decoder, files, progress)
             entries.append(_entry(blueprint, decoder, written))
             if for_plans:
                 explicit = for_tensorrt(blueprint)
-                decoder = _decoder(explicit, "portable", max_length, max_batch, for_plan=True)
+                decoder = _decoder(explicit, "portable", max_length, max_batch)
                 written = _write(root, f"{graph_label(explicit.name)}.onnx", explicit, decoder, files, progress)
                 graphs.append(PlanGraph(explicit.name, explicit.precision, written))
     return entries, graphs
 
 
-def _decoder(blueprint: Blueprint, attention: AttentionForm, max_length: int, max_batch: int, for_plan: bool) -> Decoder:
+def _decoder(blueprint: Blueprint, attention: AttentionForm, max_length: int, max_batch: int) -> Decoder:
     return Decoder(
         architecture=blueprint.architecture,
         linear=blueprint.linear,
@@ -81,8 +81,8 @@ def _decoder(blueprint: Blueprint, attention: AttentionForm, max_length: int, ma
         max_batch=max_batch,
         half_embedding=blueprint.precision != "float32",
         layers=blueprint.layers,
-        half_attention=for_plan,
-        choices=for_plan,
+        half_attention=blueprint.half,
+        choices=blueprint.half,
     )
 
 

@@ -73,6 +73,8 @@ class W8A8Linear:
 class BlockLinear:
     """4-bit weights in blocks along the input, int8 activations per block; `com.microsoft.MatMulNBits`."""
 
+    scale_type: type[np.floating[Any]] = np.float32
+
     def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
         """See `Linear`."""
         out_features, in_features = weight.shape
@@ -81,7 +83,7 @@ class BlockLinear:
             "MatMulNBits",
             self._prepare(g, x, in_features, blocks.block_size),
             g.weight(f"{name}.weight", blocks.packed.numpy()),
-            g.weight(f"{name}.weight_scale", blocks.scales.numpy()),
+            g.weight(f"{name}.weight_scale", blocks.scales.numpy().astype(self.scale_type)),
             domain=MICROSOFT,
             K=in_features,
             N=out_features,
@@ -129,3 +131,15 @@ class SwitchedBlockLinear(BlockLinear):
 
     def _finish(self, g: GraphBuilder, y: ir.Value) -> Any:
         return g.op("ReduceSum", y, g.constant([0], np.int64), keepdims=0)
+
+
+class HalfBlockLinear(BlockLinear):
+    """The same weights with float16 scales, activations and products: what ONNX Runtime's CUDA kernel is made for."""
+
+    scale_type = np.float16
+
+    def _prepare(self, g: GraphBuilder, x: ir.Value, in_features: int, block_size: int) -> Any:
+        return g.op("Cast", x, to=ir.DataType.FLOAT16)
+
+    def _finish(self, g: GraphBuilder, y: ir.Value) -> Any:
+        return g.op("Cast", y, to=ir.DataType.FLOAT)
