@@ -60,6 +60,17 @@ def test_logits_of_ragged_batches_with_rollback_are_those_of_onnx_runtime(batche
         starts = np.maximum(starts + rng.integers(-3, 6, 3), 0)  # each slot goes on or back by itself
 
 
+def test_onnx_runtime_writes_choices_only_where_they_are_wanted(single: SmallModel) -> None:
+    """After `score`, a pass of other rows must not write its choices into arrays that were given away."""
+    reference = single.reference()
+    scores = reference.score(*one(IDS[:4], 0, [3]))
+    before = choices(scores, 1, 1)
+    reference.forward(*one(IDS[4:8], 4, [3]))
+    np.testing.assert_array_equal(choices(scores, 1, 1), before)
+    reference.forward(*one(IDS[4:8], 4, [0, 1, 2, 3]))  # more rows than were bound
+    np.testing.assert_array_equal(choices(scores, 1, 1), before)
+
+
 def test_the_cache_begins_with_zeros_and_past_is_present(single: SmallModel) -> None:
     rig = Rig(single, usual_profiles(single))
     rig.load()
