@@ -111,6 +111,10 @@ class Device:
         free, total = self.call("cudaMemGetInfo")
         return int(free), int(total)
 
+    def versions(self) -> tuple[str, str]:
+        """The CUDA that the driver serves, and that of the runtime, as `13.4`."""
+        return _version(self.call("cudaDriverGetVersion")), _version(self.call("cudaRuntimeGetVersion"))
+
     def allocate(self, size: int) -> int:
         """The address of `size` bytes on the GPU, aligned to 256; their content is undefined.
 

@@ -176,9 +176,7 @@ class OnnxEngine:
         if not self._chooses:
             return HostScores(self.forward(tokens, start, rows), self.scratch)
         binding = self._bind(tokens, start, rows)
-        best, confidence = np.empty(rows.shape, np.int64), np.empty(rows.shape, np.float32)
-        for name, array in (("best", best), ("confidence", confidence)):
-            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        best, confidence = self._bind_choices(binding, rows.shape)
         shape = [*rows.shape, self._spec.vocab_size]
         if self._device_logits is None or self._device_logits.shape() != shape:
             self._device_logits = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, self._device, 0)
@@ -197,7 +195,19 @@ class OnnxEngine:
             binding.bind_cpu_input("precise", np.array(precise))
         logits = self._logits_buffer((*rows.shape, self._spec.vocab_size))
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        return logits, self._run(binding)
+        # a binding keeps what `score` bound, and would write where those arrays were
+        choices = self._bind_choices(binding, rows.shape) if self._chooses else ()
+        seconds = self._run(binding)
+        del choices  # until here its memory is written
+        return logits, seconds
+
+    @staticmethod
+    def _bind_choices(binding: Any, shape: tuple[int, ...]) -> tuple[Int64, Float32]:
+        """(likeliest token, its probability) of each row, [B, R], written by the next pass; keep them until it is done."""
+        best, confidence = np.empty(shape, np.int64), np.empty(shape, np.float32)
+        for name, array in (("best", best), ("confidence", confidence)):
+            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        return best, confidence
 
     def _bind(self, tokens: Int64, start: Int64, rows: Int64) -> Any:
         """The binding for a pass, with its inputs."""

@@ -12,7 +12,7 @@ from fake_tensorrt import FakeTensorRt, profile, write_plan
 from models import make_checkpoint, write_engine
 
 from quasar.engines.cuda import Device
-from quasar.engines.engine import Engine
+from quasar.engines.engine import Engine, Scores
 from quasar.engines.manifest import EngineEntry, PlanProfile
 from quasar.engines.onnxruntime import OnnxEngine
 from quasar.engines.tensorrt import TensorRtEngine
@@ -82,15 +82,21 @@ def usual_profiles(model: SmallModel, verify: int = 8, prefill: int = 32) -> tup
     return profile(batch, verify, context), profile(batch, prefill, context, rows=verify)
 
 
+def choices(scores: Scores, slots: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """(likeliest token, its probability) of each row, [B, R]."""
+    best = [[scores.best(slot, row) for row in range(rows)] for slot in range(slots)]
+    confidence = [[scores.confidence(slot, row) for row in range(rows)] for slot in range(slots)]
+    return np.array(best), np.array(confidence)
+
+
 def greedy(engine: Engine, prompt: list[int], count: int) -> list[int]:
     """Tokens of one slot, by `score` alone; the prompt in chunks."""
     chunk = 30
-    best = np.zeros(1, np.int64)
     for begin in range(0, len(prompt), chunk):
         part = np.array([prompt[begin : begin + chunk]])
-        best = engine.score(part, np.array([begin]), np.array([[part.shape[1] - 1]])).best()
-    tokens = [int(best[0, 0])]
+        scores = engine.score(part, np.array([begin]), np.array([[part.shape[1] - 1]]))
+    tokens = [scores.best(0, 0)]
     while len(tokens) < count:
         start = np.array([len(prompt) + len(tokens) - 1])
-        tokens.append(int(engine.score(np.array([[tokens[-1]]]), start, np.array([[0]])).best()[0, 0]))
+        tokens.append(engine.score(np.array([[tokens[-1]]]), start, np.array([[0]])).best(0, 0))
     return tokens

@@ -251,6 +251,12 @@ def test_a_machine_that_cannot_run_plans_says_why(cuda: FakeCuda, error: str | N
     assert str(caught.value).endswith("or use --backend onnxruntime")
 
 
+def test_a_device_says_what_it_is() -> None:
+    device = Device(FakeCuda(capability="12.0", total=3 << 30, driver=13020))
+    assert (device.name, device.compute_capability) == ("Fake GPU", "12.0")
+    assert (device.memory(), device.versions()) == ((3 << 30, 3 << 30), ("13.2", "13.4"))
+
+
 def test_without_cuda_python_the_install_command_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
     with pytest.raises(UsageError, match=r"cuda-python is not installed; pip install 'quasar-toolchain\[tensorrt-rtx\]'"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fake_cuda import cudaError_t
 from fake_tensorrt import profile
-from plans import Rig, SmallModel, greedy, small_model, usual_profiles
+from plans import Rig, SmallModel, choices, greedy, small_model, usual_profiles
 
 from quasar.engines.errors import QuasarError, UsageError
 
@@ -53,10 +53,22 @@ def test_logits_of_ragged_batches_with_rollback_are_those_of_onnx_runtime(batche
         expected = reference.forward(*call).copy()
         np.testing.assert_array_equal(engine.forward(*call), expected)
         scores = engine.score(*call)
-        np.testing.assert_array_equal(scores.best(), expected.argmax(-1))
-        np.testing.assert_allclose(scores.confidence(), reference.score(*call).confidence(), rtol=1e-5)
+        best, confidence = choices(scores, *call[2].shape)
+        np.testing.assert_array_equal(best, expected.argmax(-1))
+        np.testing.assert_allclose(confidence, choices(reference.score(*call), *call[2].shape)[1], rtol=1e-5)
         np.testing.assert_array_equal(scores.logits(), expected)
         starts = np.maximum(starts + rng.integers(-3, 6, 3), 0)  # each slot goes on or back by itself
+
+
+def test_onnx_runtime_writes_choices_only_where_they_are_wanted(single: SmallModel) -> None:
+    """After `score`, a pass of other rows must not write its choices into arrays that were given away."""
+    reference = single.reference()
+    scores = reference.score(*one(IDS[:4], 0, [3]))
+    before = choices(scores, 1, 1)
+    reference.forward(*one(IDS[4:8], 4, [3]))
+    np.testing.assert_array_equal(choices(scores, 1, 1), before)
+    reference.forward(*one(IDS[4:8], 4, [0, 1, 2, 3]))  # more rows than were bound
+    np.testing.assert_array_equal(choices(scores, 1, 1), before)
 
 
 def test_the_cache_begins_with_zeros_and_past_is_present(single: SmallModel) -> None:
@@ -230,8 +242,8 @@ def test_scores_of_an_earlier_pass_keep_their_tokens_and_refuse_their_logits(sin
     scores = engine.score(*one(IDS[:6], 0, [5]))
     engine.score(*one(IDS[10:16], 0, [5]))
     expected = reference.score(*one(IDS[:6], 0, [5]))
-    assert scores.best() == expected.best()
-    np.testing.assert_allclose(scores.confidence(), expected.confidence(), rtol=1e-5)
+    assert scores.best(0, 0) == expected.best(0, 0)
+    assert scores.confidence(0, 0) == pytest.approx(expected.confidence(0, 0), rel=1e-5)
     with pytest.raises(QuasarError, match="engine small: these logits are gone, another pass has run since"):
         scores.logits()
 

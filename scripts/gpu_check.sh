@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# For whoever has an NVIDIA GPU: install, build plans for it, test them against ONNX Runtime, and time them.
+# usage: gpu_check.sh [tensorrt|tensorrt-rtx] [WORKDIR]
+# The table that it prints belongs into the README, with the name of the device. WORKDIR takes about 10 GB.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+backend=${1:-tensorrt} work=${2:-build/gpu}
+case $backend in tensorrt|tensorrt-rtx) ;; *) echo "gpu_check.sh: unknown backend $backend; give tensorrt or tensorrt-rtx" >&2; exit 2 ;; esac
+if ! nvidia-smi -L >/dev/null 2>&1; then
+  echo "gpu_check.sh: there is no NVIDIA GPU on this machine, or nvidia-smi does not see it; run it on a machine that has one" >&2
+  exit 2
+fi
+# the package of the ordinary index is a placeholder: its libraries come from NVIDIA's own
+[ "$backend" = tensorrt-rtx ] || export PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL:-https://pypi.nvidia.com}
+. scripts/venv.sh "test,$backend"
+mkdir -p "$work"
+
+printf '\n== device\n'
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
+python scripts/gpu_speed.py --backend "$backend" --describe
+
+printf '\n== tests on the GPU\n'
+python -m pytest -m gpu -rP
+
+printf '\n== float16, int8 and int4 by rows and context\n'
+python scripts/gpu_speed.py "$work" --backend "$backend" --json "$work/speed-$backend.json"
+
+printf '\n== chains of the demo model\n'
+[ -d "$work/demo-$backend" ] || quasar-export --model demo --engines float,int8,int4 --backend "$backend" --output "$work/demo-$backend"
+python - "$work/prompts.jsonl" <<'PYTHON'
+import json, sys
+from importlib import resources
+from pathlib import Path
+
+rows = (resources.files("quasar.calibration") / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+questions = [next(m["content"] for m in json.loads(row)["messages"] if m["role"] == "user") for row in rows if '"messages"' in row]
+Path(sys.argv[1]).write_text("".join(json.dumps({"turns": [q]}) + "\n" for q in questions[:12]), encoding="utf-8")
+PYTHON
+quasar-bench "$work/demo-$backend" --backend "$backend" --prompts "$work/prompts.jsonl" --no-memory \
+  --chains "float; int8; prompt-lookup > int8; prompt-lookup > int8 > float; int4 > int8"

@@ -1,0 +1,172 @@
+"""Time float16, int8 and int4 plans on this machine's GPU, on a random Qwen3 of the 0.6B shape: the table of the README.
+
+usage: gpu_speed.py WORKDIR --backend tensorrt|tensorrt-rtx [--rounds 20] [--json FILE]
+       gpu_speed.py --describe --backend tensorrt|tensorrt-rtx
+
+Writes the model and its bundle into WORKDIR once. All engines are timed interleaved in one process, so that every ratio is of
+one GPU in one hour; a pass is one of verification: N rows, of each of which the likeliest token is wanted. --describe only
+prints which GPU, driver and libraries there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quasar.engines.bundle import open_bundle
+from quasar.engines.command import run_command
+from quasar.engines.cuda import Device
+from quasar.engines.engine import Engine
+from quasar.engines.manifest import LIBRARIES
+from quasar.engines.plan import plan_of
+from quasar.engines.tensorrt import TensorRtEngine
+from quasar.engines.tensorrt_library import load_library
+
+SCRIPTS = Path(__file__).parent
+EXPORT = "import sys; from quasar.exporter.cli import main; sys.exit(main(sys.argv[1:]))"
+ENGINES = ("float", "int8", "int4")
+BASE = "float"
+ROWS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
+CONTEXTS = (256, 1024, 4096)
+PREFILL = 256
+WARM_UP = 4
+"""Passes of each shape before it is timed: eager, recorded, launched. TensorRT-RTX compiles kernels in the meantime."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is timed: passes of `rows` tokens whose last one is at position `context - 1`; all rows are wanted, or the last."""
+
+    rows: int
+    context: int
+    all_rows: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.rows} rows" if self.all_rows else f"prefill of {self.rows}"
+
+
+Seconds = dict[tuple[str, Shape], list[float]]
+
+
+def shapes(max_length: int) -> list[Shape]:
+    """Verification passes by rows and context, and one chunk of prefill."""
+    contexts = [context for context in CONTEXTS if context <= max_length]
+    return [*(Shape(rows, context) for context in contexts for rows in ROWS), Shape(PREFILL, PREFILL, all_rows=False)]
+
+
+def measure(engines: Mapping[str, Engine], wanted: Sequence[Shape], rounds: int, repeat: int = 5) -> Seconds:
+    """Seconds of a pass, one median of `repeat` passes for each round; the engines take turns within every round."""
+    seconds: Seconds = {}
+    ids = np.random.default_rng(0).integers(3, next(iter(engines.values())).spec.vocab_size, (1, PREFILL))
+
+    def run(engine: Engine, shape: Shape) -> float:
+        rows = np.arange(shape.rows)[None] if shape.all_rows else np.array([[shape.rows - 1]])
+        start = np.array([shape.context - shape.rows])
+        begin = time.perf_counter()
+        engine.score(ids[:, : shape.rows], start, rows).best(0, 0)
+        return time.perf_counter() - begin
+
+    for shape in wanted:
+        for engine in engines.values():
+            for _ in range(WARM_UP):
+                run(engine, shape)
+    for _ in range(rounds):
+        for shape in wanted:
+            for name, engine in engines.items():
+                seconds.setdefault((name, shape), []).append(statistics.median(run(engine, shape) for _ in range(repeat)))
+    return seconds
+
+
+def ratio(seconds: Seconds, over: tuple[str, Shape], under: tuple[str, Shape]) -> float:
+    """The median over rounds of one time divided by another of the same round."""
+    return statistics.median(a / b for a, b in zip(seconds[over], seconds[under], strict=True))
+
+
+def table(seconds: Seconds, device: str) -> str:
+    """Markdown: milliseconds of each engine, and ratios that name what they divide by."""
+    names = list(dict.fromkeys(name for name, _ in seconds))
+    quantized = [name for name in names if name != BASE]
+    heads = [
+        *("GPU", "pass", "context", *(f"{name}, ms" for name in names)),
+        *(f"{BASE} / {name}" for name in quantized),
+        *(f"{name} / {name} of 1 row" for name in names),
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for shape in dict.fromkeys(shape for _, shape in seconds):
+        single = Shape(1, shape.context)
+        cells = [device, str(shape), str(shape.context)]
+        cells += [f"{1e3 * statistics.median(seconds[name, shape]):.3f}" for name in names]
+        cells += [f"{ratio(seconds, (BASE, shape), (name, shape)):.2f}" for name in quantized]
+        cells += [f"{ratio(seconds, (name, shape), (name, single)):.2f}" if shape.all_rows else "-" for name in names]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def prepare(work: Path, backend: str) -> Path:
+    """Make the model and its bundle where they are not there."""
+    model, bundle = work / "model", work / backend
+    if not (model / "model.safetensors").is_file():
+        subprocess.run([sys.executable, str(SCRIPTS / "make_random_model.py"), str(model)], check=True)
+    if not bundle.is_dir():
+        # --force: of random weights, time says something and distance from the float model nothing
+        options = ["--num-samples", "32", "--sample-length", "128", "--max-length", str(max(CONTEXTS)), "--force"]
+        arguments = ["--model", str(model), "--engines", ",".join(ENGINES), "--backend", backend, *options]
+        subprocess.run([sys.executable, "-c", EXPORT, *arguments, "--output", str(bundle)], check=True)
+    return bundle
+
+
+def describe(device: Device, backend: str) -> str:
+    """The GPU, its driver and the libraries, on one line."""
+    driver, runtime = device.versions()
+    gib, version = device.memory()[1] / (1 << 30), load_library(backend).__version__
+    gpu = f"{device.name}, compute capability {device.compute_capability}, {gib:.0f} GiB"
+    return f"{gpu}; driver for CUDA {driver}, CUDA {runtime}, {backend} {version}"
+
+
+def load(bundle: Path) -> dict[str, Engine]:
+    """The plans of a bundle."""
+    opened = open_bundle(bundle)
+    engines: dict[str, Engine] = {}
+    for name in ENGINES:
+        entry = opened.engine(name)
+        plan = plan_of(entry)
+        rebuild = f"quasar-export --rebuild {bundle} --backend {plan.library}"
+        engines[name] = TensorRtEngine(opened.path(plan.plan), opened.path(plan.graph), entry, rebuild)
+    return engines
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("work", type=Path, nargs="?", default=Path("build/gpu"))
+    p.add_argument("--backend", choices=LIBRARIES, required=True)
+    p.add_argument("--rounds", type=int, default=20)
+    p.add_argument("--describe", action="store_true")
+    p.add_argument("--json", type=Path)
+    args = p.parse_args()
+    device = Device()  # first: without one, nothing is made
+    described = describe(device, args.backend)
+    print(described)
+    if args.describe:
+        return 0
+    args.work.mkdir(parents=True, exist_ok=True)
+    engines = load(prepare(args.work, args.backend))
+    seconds = measure(engines, shapes(min(engine.spec.max_length for engine in engines.values())), args.rounds)
+    print(table(seconds, device.name))
+    print(f"\nmedians over {args.rounds} interleaved rounds; 28 layers, hidden 1024, vocabulary 151936; {described}")
+    if args.json:
+        record = [{"engine": name, **asdict(shape), "seconds": times} for (name, shape), times in seconds.items()]
+        args.json.write_text(json.dumps({"device": described, "measured": record}, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("gpu_speed.py", main))
