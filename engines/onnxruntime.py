@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
-import platform
-import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,79 +12,14 @@ import numpy as np
 import onnxruntime as ort
 
 from quasar.engines.engine import DeviceScores, EngineSpec, Float32, HostScores, Int64, Scores, check_call
-from quasar.engines.errors import BundleError, QuasarError, UsageError, first_line
+from quasar.engines.errors import QuasarError, UsageError, first_line
 from quasar.engines.manifest import EngineEntry
+from quasar.engines.onnx_session import check_graph, create_session
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
 # tokens in one pass: more would not be faster, and activations grow with them
 MAX_ROWS = 256
-CACHE_TYPES = ("tensor(float)", "tensor(float16)")
-LOG_NOTHING = 4  # what goes wrong is raised
 # precisions whose kernels give a row the same bits in every pass of two or more rows (tested)
 BATCH_INVARIANT = ("float32", "w8a8")
-SWITCHED = "w4a16"
-"""The precision whose graphs for a CPU take `precise`, bool []: 16-bit activations, or int8 ones."""
-
-
-def create_session(path: str, provider: str = "cpu", threads: int = 0, optimize: bool = True) -> ort.InferenceSession:
-    """Load a graph on exactly the provider that was asked for.
-
-    Args:
-        provider: `cpu`, `cuda` or `tensorrt`.
-        threads: threads of one operator; 0 for one per physical core.
-        optimize: else the nodes run as they were written.
-
-    Raises:
-        UsageError: the provider is not there. ONNX Runtime itself would fall back to the CPU in silence.
-        BundleError: the graph cannot be loaded.
-    """
-    if provider not in PROVIDERS:
-        raise UsageError(f"unknown provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
-    cores = os.cpu_count() or 1
-    if not 0 <= threads <= cores:
-        raise UsageError(f"threads is {threads}; this machine has {cores} cores, and 0 takes one per core")
-    name = PROVIDERS[provider]
-    if name not in ort.get_available_providers():
-        raise UsageError(
-            f"provider {provider}: this onnxruntime has no {name}; install quasar-toolchain[gpu] in place of "
-            "quasar-toolchain[cpu], or use --provider cpu"
-        )
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    # else they spin on for a while after a pass, and slow the next engine of the chain
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.log_severity_level = LOG_NOTHING
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if _u8s8_overflows():  # costs two seconds and a copy of the weights at loading, so not without need
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    try:
-        session = ort.InferenceSession(path, options, providers=[name])
-    except Exception as error:  # onnxruntime's own exceptions share no base class
-        raise BundleError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from None
-    if session.get_providers()[0] != name:
-        raise UsageError(
-            f"provider {provider}: {name} is installed but did not start (driver or libraries missing); use --provider cpu"
-        )
-    return session
-
-
-def _u8s8_overflows() -> bool:
-    """Whether this is an x86 processor without VNNI, whose u8 x s8 kernel saturates sums in 16 bits.
-
-    True where it cannot be told: ONNX Runtime then uses its exact u8 x u8 kernel.
-    """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return True
-    return re.search(r"\bavx(512)?_vnni\b", flags) is None
 
 
 def zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
@@ -138,13 +70,14 @@ class OnnxEngine:
             entry.precision,
         )
         self._session = create_session(str(graph), provider, threads, optimize)
-        inputs, self._chooses = _check_graph(self._session, entry, str(graph))
+        inputs, self._chooses = check_graph(self._session, entry, str(graph))
         if provider == "cuda" and inputs["past.0.key"] != "tensor(float16)":
             raise UsageError(f"engine {entry.name}: it was exported for CPUs; export it for GPUs (--provider cuda)")
         self._cache_type = np.float16 if inputs["past.0.key"] == "tensor(float16)" else np.float32
         self._switched = "precise" in inputs
         self._context = np.arange(entry.max_length if "context" in inputs else 0)
         self._seconds = 0.0
+        self._passes = 0
         self._logits = zeros((0,))
         self.scratch: Float32 = zeros((entry.vocab_size,))
         self._device_logits: Any = None
@@ -182,7 +115,14 @@ class OnnxEngine:
             self._device_logits = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, self._device, 0)
         binding.bind_ortvalue_output("logits", self._device_logits)
         self._seconds += self._run(binding)
-        return DeviceScores(best, confidence, self._device_logits.numpy)
+        number, logits = self._passes, self._device_logits
+
+        def fetch() -> Float32:
+            if number != self._passes:
+                raise QuasarError(f"engine {self._spec.name}: these logits are gone, another pass has run since; ask before it")
+            return np.asarray(logits.numpy(), dtype=np.float32)
+
+        return DeviceScores(best, confidence, fetch)
 
     def run(self, tokens: Int64, start: Int64, rows: Int64, precise: bool = True) -> tuple[Float32, float]:
         """(logits as of `forward`, seconds inside ONNX Runtime).
@@ -224,6 +164,7 @@ class OnnxEngine:
 
     def _run(self, binding: Any) -> float:
         """Seconds that the pass took."""
+        self._passes += 1
         begin = time.perf_counter()
         try:
             self._session.run_with_iobinding(binding)
@@ -296,36 +237,3 @@ class LowActivations:
 
     def close(self) -> None:
         """The engine is closed by itself."""
-
-
-def _check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -> tuple[dict[str, str], bool]:
-    """(types of the graph's inputs, whether it gives `best` and `confidence`).
-
-    Its shapes must be those of the manifest, or a pass would read past the buffers.
-    """
-    precision = session.get_modelmeta().custom_metadata_map.get("quasar.precision")
-    if precision != entry.precision:
-        raise BundleError(f"{path}: its precision is {precision}, the manifest says {entry.precision}; export the bundle again")
-    cache = [entry.num_key_value_heads, entry.max_length, entry.head_dim]
-    inputs = {"input_ids": 2, "start": 1, "rows": 2} | ({"context": 1} if entry.attention == "portable" else {})
-    expected: dict[str, list[int]] = {
-        f"{side}.{i}.{kind}": cache
-        for side in ("past", "present")
-        for i in range(entry.num_hidden_layers)
-        for kind in ("key", "value")
-    }
-    found = {value.name: value for value in [*session.get_inputs(), *session.get_outputs()]}
-    switch = {"precise"} & set(found) if entry.precision == SWITCHED else set()
-    cache_type = next((value.type for name, value in found.items() if name in expected), "")
-    if set(found) - {"best", "confidence"} != {*expected, *inputs, *switch, "logits"} or cache_type not in CACHE_TYPES:
-        raise BundleError(f"{path}: its inputs and outputs are not those of a {entry.num_hidden_layers}-layer engine")
-    for name, shape in expected.items():
-        batch = found[name].shape[0]
-        if (batch == 1) != (entry.max_batch == 1) or list(found[name].shape[1:]) != shape or found[name].type != cache_type:
-            raise BundleError(f"{path}: {name} is {found[name].type} {found[name].shape}, the manifest says {shape}")
-    for name, rank in inputs.items():
-        if len(found[name].shape) != rank or found[name].type != "tensor(int64)":
-            raise BundleError(f"{path}: {name} is {found[name].type} {found[name].shape}; expected int64 of rank {rank}")
-    if found["logits"].shape[-1] != entry.vocab_size or found["logits"].type != "tensor(float)":
-        raise BundleError(f"{path}: logits are {found['logits'].shape}, the manifest says vocab_size {entry.vocab_size}")
-    return {value.name: value.type for value in session.get_inputs()}, {"best", "confidence"} <= set(found)

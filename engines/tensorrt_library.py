@@ -14,7 +14,7 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # the first release with in-place updates of a KV cache
 LEAST_TENSORRT = (10, 15)
 INSTALL = {
-    "tensorrt": "pip install 'quasar-toolchain[tensorrt]' with NVIDIA's own package index as --extra-index-url",
+    "tensorrt": "pip install 'quasar-toolchain[tensorrt]' (which fetches NVIDIA's libraries from NVIDIA)",
     "tensorrt-rtx": "pip install 'quasar-toolchain[tensorrt-rtx]'",
 }
 

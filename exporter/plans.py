@@ -83,7 +83,7 @@ def gate_plans(
     figures, gated = {}, []
     for entry in entries:
         plan = plan_of(entry)
-        engine = TensorRtEngine(root / plan.plan, root / plan.graph, entry, rebuild="export it again")
+        engine = TensorRtEngine(root / plan.plan, root / plan.graph, entry, rebuild="quasar-export")
         figures[f"{entry.name}.plan"] = found = reference.compare(engine, f"{entry.name}.plan", progress)
         gated.append(dataclasses.replace(entry, plan=dataclasses.replace(plan, gate=dataclasses.asdict(found))))
     return gated, figures

@@ -10,8 +10,6 @@ if ! nvidia-smi -L >/dev/null 2>&1; then
   echo "gpu_check.sh: there is no NVIDIA GPU on this machine, or nvidia-smi does not see it; run it on a machine that has one" >&2
   exit 2
 fi
-# the package of the ordinary index is a placeholder: its libraries come from NVIDIA's own
-[ "$backend" = tensorrt-rtx ] || export PIP_EXTRA_INDEX_URL=${PIP_EXTRA_INDEX_URL:-https://pypi.nvidia.com}
 . scripts/venv.sh "test,$backend"
 mkdir -p "$work"
 

@@ -9,9 +9,7 @@ from quasar.engines.plan_progress import BuildProgress, make_monitor
 
 
 def tensor(name: str, shape: str, dtype: str) -> str:
-    return (
-        f"{{ Name: {name}, Dimensions: {shape}, Strides: [-1,9,1], StrideOrder: [2,1,0], Datatype: {dtype}, Format: x }}"
-    )
+    return f"{{ Name: {name}, Dimensions: {shape}, Strides: [-1,9,1], StrideOrder: [2,1,0], Datatype: {dtype}, Format: x }}"
 
 
 def product(tail: str, activations: str, weights: str, shape: str = "[1,512,192]") -> str:

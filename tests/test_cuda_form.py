@@ -1,0 +1,91 @@
+"""Tier 1: the float16 form for ONNX Runtime on a GPU, run on the CPU: fused attention, choices beside the logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import FAMILIES, forward, make_checkpoint, reference_logits, write_engine
+
+from quasar.engines.bundle import open_bundle
+from quasar.engines.errors import QuasarError
+from quasar.exporter.checkpoint import open_checkpoint
+from quasar.exporter.cli import main as export_main
+from quasar.exporter.graph.attention import can_fuse
+from quasar.exporter.graph.explicit import HalfLinear
+from quasar.exporter.graph.linear import BlockLinear, HalfBlockLinear
+from quasar.runtime import SamplingParams, load
+
+
+@pytest.fixture(scope="module")
+def cuda_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("cuda") / "demo"
+    arguments = ["--model", "demo", "--engines", "float,int4", "--provider", "cuda", "--max-length", "512"]
+    assert export_main([*arguments, "--output", str(output)]) == 0
+    return output
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_fused_float16_graph_is_near_transformers(tmp_path: Path, family: str) -> None:
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
+    if not can_fuse(checkpoint.architecture, max_batch=1):
+        pytest.skip("heads of this width are exported in the portable form only")
+    engine = write_engine(tmp_path, checkpoint, HalfLinear(), half_attention=True)
+    ids = np.random.default_rng(1).integers(0, 97, 40)
+    expected = reference_logits(checkpoint, ids)
+    forward(engine, (ids[:30] + 1) % 97)  # what a rollback leaves
+    logits = np.concatenate([forward(engine, ids[:23]), forward(engine, ids[23:], start=23)])
+    assert np.sqrt(np.mean((logits - expected) ** 2)) < 3e-3 * expected.std()
+
+
+def test_float16_blocks_are_those_of_the_cpu_engine(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "qwen3-tied")))
+    (tmp_path / "cpu").mkdir()
+    half = write_engine(tmp_path, checkpoint, HalfBlockLinear(), half_attention=True)
+    exact = write_engine(tmp_path / "cpu", checkpoint, BlockLinear())
+    ids = np.arange(30)
+    expected = forward(exact, ids)
+    # the CPU engine's activations are int8
+    assert np.sqrt(np.mean((forward(half, ids) - expected) ** 2)) < 0.05 * expected.std()
+
+
+def test_scores_of_an_earlier_pass_are_gone(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "llama2")))
+    engine = write_engine(tmp_path, checkpoint, HalfLinear(), half_attention=True)
+    call = np.arange(6)[None], np.array([0]), np.array([[5, 2]])
+    scores = engine.score(*call)
+    logits = scores.logits().copy()
+    assert [scores.best(0, row) for row in range(2)] == logits[0].argmax(-1).tolist()
+    np.testing.assert_array_equal(engine.forward(*call), logits)
+    with pytest.raises(QuasarError, match="engine engine: these logits are gone, another pass has run since"):
+        scores.logits()
+
+
+def test_a_bundle_for_gpus_says_what_it_is(cuda_bundle: Path) -> None:
+    manifest = open_bundle(cuda_bundle, verify=True).manifest
+    assert {name: entry.precision for name, entry in manifest.engines.items()} == {"float": "float16", "int4": "w4a16"}
+    assert all(entry.plan is None and entry.attention == "fused" for entry in manifest.engines.values())
+    assert manifest.thresholds["float"]["mean_kl"] == 0.005
+    assert manifest.engines["float"].gate["mean_kl"] < 1e-4
+
+
+def test_chains_run_on_choices_that_were_made_beside_the_logits(cuda_bundle: Path) -> None:
+    prompt, params = "Tom has 3 boxes of 8 pens. How many pens?", SamplingParams(max_new_tokens=48)
+    answers = {}
+    for chain in ("float", "prompt-lookup > float", "int4 > float"):
+        with load(cuda_bundle, chain=chain, provider="cpu") as model:
+            answers[chain] = model.generate(prompt, params).ids
+            sampled = model.generate(prompt, SamplingParams(max_new_tokens=8, temperature=1.0, seed=3, logprobs=2))
+            assert len(sampled.logprobs or ()) == len(sampled.ids)
+    assert answers["prompt-lookup > float"] == answers["float"]
+    assert answers["int4 > float"] == answers["float"]
+
+
+@pytest.mark.parametrize("engines", ["int8", "float,int4-a16"])
+def test_what_has_no_kernel_on_a_gpu_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], engines: str) -> None:
+    output = tmp_path / "bundle"
+    assert export_main(["--model", "demo", "--engines", engines, "--provider", "cuda", "--output", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert "ONNX Runtime has no such kernel for GPUs; use --backend tensorrt or tensorrt-rtx, or --engines float,int4" in error
+    assert not output.exists()
