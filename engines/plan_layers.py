@@ -15,7 +15,11 @@ _LAYER = re.compile(r"^\s*Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), (?P<r
 _SECTION = re.compile(
     r"(?P<section>Inputs|Constants|Outputs): \[(?P<tensors>.*?)\](?=, (?:Inputs|Constants|Outputs|Tactic\w*): |$)"
 )
-_TENSOR = re.compile(r"Name: (?P<name>[^,]*), Dimensions: \[(?P<dimensions>[-\d,]*)\].*?Data[tT]ype: (?P<dtype>\w+)")
+# some versions write `Format/Datatype: Row major Int8 format`
+_TENSOR = re.compile(
+    r"Name: (?P<name>[^,]*),[^{}]*?Dimensions: \[(?P<dimensions>[-\d,]*)\][^{}]*?Data[tT]ype: (?P<dtype>[^,{}]*)"
+)
+_DTYPE = re.compile(r"\b(?:Float|Half|BFloat16|Int8|Int4|Int32|Int64|Bool|FP8|FP4)\b")
 _PROFILE = re.compile(r"_myl(\d+)(?:_\d+)?$")
 
 
@@ -83,7 +87,9 @@ def parse_layers(lines: Iterable[str]) -> list[PlanLayer]:
 
 
 def _tensors(text: str) -> tuple[PlanTensor, ...]:
-    return tuple(
-        PlanTensor(m["name"], tuple(int(size) for size in m["dimensions"].split(",") if size), m["dtype"])
-        for m in _TENSOR.finditer(text)
-    )
+    found = []
+    for match in _TENSOR.finditer(text):
+        dtype = _DTYPE.search(match["dtype"])
+        shape = tuple(int(size) for size in match["dimensions"].split(",") if size)
+        found.append(PlanTensor(match["name"], shape, dtype[0] if dtype else match["dtype"].strip()))
+    return tuple(found)

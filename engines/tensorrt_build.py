@@ -23,6 +23,7 @@ VERIFY_ROWS = 33
 PREFILL_ROWS = 256
 # inputs are int64 on purpose: ONNX's TensorScatter takes no other write indices
 HARMLESS = ("has Int64 binding",)
+ADVICE = "try another version of it, or write the plan all the same with --force"
 AXES = {"input_ids": ("batch", "length"), "start": ("batch",), "rows": ("batch", "rows"), "context": ("context",)}
 CACHE_AXES = ("batch",)
 """Which sizes of a profile the dynamic axes of the inputs are, in order."""
@@ -39,6 +40,7 @@ class BuildOptions:
         strip_weights: leave the weights out of the plan; they are put in from the graph at loading.
         memory_pool: most bytes of scratch memory that a kernel may take; None for the library's own limit.
         timing_cache: file that keeps kernel timings between builds. TensorRT only.
+        unchecked: write plans whose int8 products the library does not confirm.
     """
 
     library: str
@@ -47,6 +49,7 @@ class BuildOptions:
     strip_weights: bool = False
     memory_pool: int | None = None
     timing_cache: Path | None = None
+    unchecked: bool = False
 
     def __post_init__(self) -> None:
         if self.library not in LIBRARIES:
@@ -147,8 +150,9 @@ def build_plan(
     if serialized is None:
         raise BuildError(f"{graph.name}: {options.library} {trt.__version__} cannot build it: {log.first_error()}")
     _check_warnings(f"{graph.name}: {options.library} {trt.__version__}", log.warnings)
-    layers = tuple(parse_layers(line for text in log.details for line in text.splitlines()))
-    _check_layers(graph.name, layers, int8_products, len(profiles))
+    layers = _list_layers(trt, log, serialized)
+    if not options.unchecked:
+        _check_layers(graph.name, layers, int8_products, len(profiles))
     if options.timing_cache is not None:
         _write_timing_cache(config, options.timing_cache)
     plan.write_bytes(serialized)
@@ -230,16 +234,27 @@ def _make_profile(builder: Any, network: Any, profile: PlanProfile) -> Any:
     return shapes
 
 
+def _list_layers(trt: Any, log: Log, serialized: Any) -> tuple[PlanLayer, ...]:
+    """From the builder's log, or, where that has none and a GPU is there, from the loaded plan."""
+    layers = parse_layers(line for text in log.details for line in text.splitlines())
+    if not layers and has_gpu():
+        engine = trt.Runtime(log.logger).deserialize_cuda_engine(serialized)
+        if engine is not None:
+            text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)
+            layers = parse_layers(text.splitlines())
+    return tuple(layers)
+
+
 def _check_layers(graph: str, layers: Sequence[PlanLayer], int8_products: int, profiles: int) -> None:
     """TensorRT falls back to another precision in silence where it has no kernel, and the plan would be slow."""
     if int8_products and not layers:
-        raise BuildError(f"{graph}: the library lists no layers of the plan, so its int8 products cannot be confirmed")
+        raise BuildError(f"{graph}: the library lists no layers of the plan, so its int8 products cannot be confirmed; {ADVICE}")
     for profile in range(profiles):
         found = sum(layer.is_int8_product for layer in layers if layer.profile == profile)
         if found < int8_products:
             raise BuildError(
                 f"{graph}: {int8_products} products are to be int8 x int8, and the plan has {found} in profile {profile}; "
-                "the library fell back to another precision for the rest"
+                f"the library fell back to another precision for the rest; {ADVICE}"
             )
 
 

@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="what ONNX Runtime's graphs are for (default: cpu)")
     p.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hugging Face model")
-    p.add_argument("--force", action="store_true", help="write the bundle even when the gate fails")
+    p.add_argument("--force", action="store_true", help="write the bundle even when the gate or the check of a plan fails")
     p.add_argument("--json", action="store_true", help="print the result as one JSON object")
     _add_build_options(p)
     return p
@@ -104,6 +104,7 @@ def _build_options(args: argparse.Namespace) -> BuildOptions | None:
         strip_weights=args.strip_weights,
         memory_pool=None if args.memory_pool is None else int(args.memory_pool * GIB),
         timing_cache=args.timing_cache,
+        unchecked=args.force,
     )
 
 

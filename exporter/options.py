@@ -15,6 +15,7 @@ from quasar.exporter.draft import Draft, ModelDraft
 ENGINES = ("float", "int8", "int4", "int4-a16")
 PROVIDERS = ("cpu", "cuda")
 SHORTEST_CONTEXT = 8
+TURING = "7.5"
 
 Progress = Callable[[str, int], Any]
 """Called with a step's name and its number of parts; gives a context manager whose value has `update(1)`."""
@@ -75,9 +76,16 @@ class ExportOptions:
             raise UsageError(f"provider {self.provider!r}: choose of {', '.join(PROVIDERS)} (--provider)")
         if self.provider == "cuda":
             self._check_cuda()
-        if self.build is not None and "int4-a16" in self.engines:
+        if self.build is not None:
+            self._check_build(self.build)
+
+    def _check_build(self, build: BuildOptions) -> None:
+        if "int4-a16" in self.engines:
+            raise UsageError(f"engines: on {build.library}, int4 has 16-bit activations itself; leave int4-a16 out (--engines)")
+        if TURING in build.compute_capabilities and (self.drafts or self.engines != ("float",)):
             raise UsageError(
-                f"engines: on {self.build.library}, int4 has 16-bit activations itself; leave int4-a16 out (--engines)"
+                f"--compute-capability {TURING}: {build.library} builds neither int8 products with float32 results nor 4-bit "
+                "weights for it; leave it out, or give --engines float"
             )
 
     def _check_cuda(self) -> None:

@@ -43,6 +43,10 @@ class Execution:
         libraries = {entry.plan.library if entry.plan else ONNXRUNTIME for entry in bundle.manifest.engines.values()}
         return libraries.pop() if len(libraries) == 1 and self.provider is None else ONNXRUNTIME
 
+    def precision(self, bundle: Bundle, entry: EngineEntry) -> str:
+        """How what runs stores weights and activations."""
+        return entry.plan.precision if entry.plan and self.backend_of(bundle) != ONNXRUNTIME else entry.precision
+
     def check(self, bundle: Bundle, entry: EngineEntry) -> None:
         """Refuse an engine that cannot be run so, before anything is loaded.
 

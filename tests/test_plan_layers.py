@@ -31,6 +31,13 @@ def test_a_product_is_int8_if_both_sides_are(activations: str, weights: str, int
     assert [(t.name, t.shape, t.dtype) for t in layer.outputs] == [("out_myl0", (1, -1, 192), "Float")]
 
 
+def test_older_listings_are_read_too() -> None:
+    line = product("_myl0_2", "Int8", "Int8").replace("Datatype: Int8", "Format/Datatype: Row major Int8 format")
+    (layer,) = parse_layers([line.replace("Name: in,", "Name: in, Location: Device,")])
+    assert layer.is_int8_product
+    assert layer.inputs[0].name == "in"
+
+
 def test_int8_scalars_are_not_weights() -> None:
     assert not parse_layers([product("_myl0_2", "Int8", "Int8", shape="[1]")])[0].is_int8_product
 

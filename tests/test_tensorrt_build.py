@@ -219,6 +219,19 @@ def test_an_operator_that_the_library_lacks_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_an_unchecked_plan_is_written(rtx_bundle: Path, tmp_path: Path) -> None:
+    _, plan = planned(rtx_bundle, "int8")
+    build_plan(rtx_bundle / plan.graph, tmp_path / "x.plan", plan.profiles, 26, BuildOptions(RTX, unchecked=True))
+    assert (tmp_path / "x.plan").stat().st_size > 1 << 20
+
+
+def test_a_float_plan_is_built_for_turing(tmp_path: Path) -> None:
+    arguments = ["--model", "demo", "--engines", "float", "--backend", RTX, "--max-length", "64", "--num-samples", "4"]
+    assert export_main([*arguments, "--compute-capability", "7.5", "--output", str(tmp_path / "bundle")]) == 0
+    _, plan = planned(tmp_path / "bundle", "float")
+    assert (plan.precision, plan.compute_capabilities) == ("float16", ("7.5",))
+
+
 def test_what_a_living_builder_says_is_heard_by_a_later_one(rtx_bundle: Path, tmp_path: Path) -> None:
     """A process has one logger; the second build would otherwise see no layers."""
     other = Log(trt)
@@ -232,6 +245,7 @@ def test_what_a_living_builder_says_is_heard_by_a_later_one(rtx_bundle: Path, tm
     [
         (["--compute-capability", "9.0"], r"9\.0: tensorrt-rtx .* does not build for it; choose of 7\.5, 8\.0, .* or leave"),
         (["--compute-capability", "8,9"], "--compute-capability 8: "),
+        (["--compute-capability", "7.5"], "--compute-capability 7.5: tensorrt-rtx builds neither int8 products"),
         (["--version-compatible"], "--version-compatible: tensorrt-rtx comes without the lean runtime"),
         (["--timing-cache", "x"], "--timing-cache: tensorrt-rtx times nothing at build"),
         (["--memory-pool", "0"], r"memory_pool is 0 bytes; it must be positive \(--memory-pool\)"),

@@ -112,7 +112,7 @@ class Bench:
             "bundle": {
                 "name": self._bundle.root.resolve().name,
                 "model": manifest.model.get("id"),
-                "engines": {name: entry.precision for name, entry in manifest.engines.items()},
+                "engines": {name: settings.execution.precision(self._bundle, e) for name, e in manifest.engines.items()},
             },
             "machine": machine.describe(settings.execution.backend_of(self._bundle), settings.execution.threads, [before, after]),
             "versions": machine.versions(),
