@@ -22,7 +22,9 @@ from quasar.engines.tensorrt_library import Log, load_library
 VERIFY_ROWS = 33
 PREFILL_ROWS = 256
 # inputs are int64 on purpose: ONNX's TensorScatter takes no other write indices
-HARMLESS = ("has Int64 binding",)
+HARMLESS = "has Int64 binding"
+# the builder warns of much that is only slow; of this, when the parser took an input that means nothing to the plan
+UNUSED = "Unused Input"
 ADVICE = "try another version of it, or write the plan all the same with --force"
 AXES = {"input_ids": ("batch", "length"), "start": ("batch",), "rows": ("batch", "rows"), "context": ("context",)}
 CACHE_AXES = ("batch",)
@@ -149,7 +151,8 @@ def build_plan(
     monitor.raise_interruption()
     if serialized is None:
         raise BuildError(f"{graph.name}: {options.library} {trt.__version__} cannot build it: {log.first_error()}")
-    _check_warnings(f"{graph.name}: {options.library} {trt.__version__}", log.warnings)
+    if unused := [text for text in log.warnings if UNUSED in text]:
+        raise BuildError(f"{graph.name}: {options.library} {trt.__version__} leaves out what an input is for: {unused[0]}")
     layers = _list_layers(trt, log, serialized)
     if not options.unchecked:
         _check_layers(graph.name, layers, int8_products, len(profiles))
@@ -161,7 +164,7 @@ def build_plan(
 
 
 def _parse(trt: Any, log: Log, builder: Any, graph: Path) -> Any:
-    """The network of a graph."""
+    """The network of a graph; a warning of the parser is an error, for what it warns of is not in the network."""
     flags = trt.NetworkDefinitionCreationFlag
     # needed before TensorRT 11, which has no other kind of network
     strongly_typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
@@ -169,6 +172,8 @@ def _parse(trt: Any, log: Log, builder: Any, graph: Path) -> Any:
     parser = trt.OnnxParser(network, log.logger)
     if not parser.parse_from_file(str(graph)):
         raise BuildError(f"{graph.name}: {trt.__name__} {trt.__version__} does not take it: {_first_error(parser, log)}")
+    if serious := [text for text in log.warnings if HARMLESS not in text]:
+        raise BuildError(f"{graph.name}: the parser of {trt.__name__} {trt.__version__} warns: {' '.join(serious[0].split())}")
     return network
 
 
@@ -178,13 +183,6 @@ def _first_error(parser: Any, log: Log) -> str:
         return log.first_error()
     error = parser.get_error(0)
     return " ".join(f"{error.node_operator()} {error.node_name()} ({error.code().name}: {error.desc()})".split())
-
-
-def _check_warnings(who: str, warnings: Sequence[str]) -> None:
-    """What the library warns of may be left out of the plan, such as an input that it does not use."""
-    serious = [text for text in warnings if not any(harmless in text for harmless in HARMLESS)]
-    if serious:
-        raise BuildError(f"{who} warns, and the plan may be wrong: {' '.join(serious[0].split())}")
 
 
 def _configure(trt: Any, log: Log, builder: Any, network: Any, profiles: Sequence[PlanProfile], options: BuildOptions) -> Any:

@@ -29,11 +29,17 @@ def kept_on_failure(root: Path, output: Path, graphs: Sequence[PlanGraph], build
     except GateError as error:
         if build is None:
             raise
-        kept, building = _keep(root, output, graphs), isinstance(error, BuildError)
-        blamed = [graph for graph in graphs if f"{graph.name}:" in str(error) or graph.label in str(error)]
-        error.commands = [line for graph in blamed or graphs for line in _commands(kept / graph.graph, build, building)]
+        kept = _keep(root, output, graphs)
+        error.commands = bisect_commands(error, kept, graphs, build)
         error.args = (f"{error}; its graphs are in {kept}",)
         raise
+
+
+def bisect_commands(error: GateError, folder: Path, graphs: Sequence[PlanGraph], build: BuildOptions) -> list[str]:
+    """Polygraphy's command lines that look for the reason of an error, in the graphs in `folder` that it names."""
+    building = isinstance(error, BuildError)
+    blamed = [graph for graph in graphs if f"{graph.name}:" in str(error) or graph.label in str(error)]
+    return [line for graph in blamed or graphs for line in _commands(folder / graph.graph, build, building)]
 
 
 def _keep(root: Path, output: Path, graphs: Sequence[PlanGraph]) -> Path:
@@ -51,7 +57,6 @@ def _keep(root: Path, output: Path, graphs: Sequence[PlanGraph]) -> Path:
 
 
 def _commands(graph: Path, build: BuildOptions, building: bool) -> list[str]:
-    """Polygraphy's command lines for one graph."""
     switch = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if build.library == "tensorrt-rtx" else ""
     typed = "" if build.library == "tensorrt-rtx" else " --strongly-typed"
     file, reduced = shlex.quote(str(graph)), shlex.quote(str(graph.with_suffix(".reduced.onnx")))

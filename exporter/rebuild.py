@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 
 from quasar.engines.bundle import atomic_bundle, list_files, open_bundle, write_manifest
-from quasar.engines.errors import UsageError
+from quasar.engines.errors import BuildError, UsageError
 from quasar.engines.manifest import Manifest
 from quasar.engines.tensorrt_build import BuildOptions, check_build
+from quasar.exporter.failure import bisect_commands
 from quasar.exporter.options import Progress
 from quasar.exporter.plans import build_plans
 from quasar.exporter.writer import PlanGraph
@@ -42,7 +43,11 @@ def rebuild(bundle: Path, options: BuildOptions, progress: Progress) -> Manifest
         for file in opened.manifest.files:
             if file.path not in old:
                 _link(opened.path(file.path), root / file.path)
-        built = {entry.name: entry for entry in build_plans(root, planned, graphs, gates, options, progress)}
+        try:
+            built = {entry.name: entry for entry in build_plans(root, planned, graphs, gates, options, progress)}
+        except BuildError as error:
+            error.commands = bisect_commands(error, bundle, graphs, options)
+            raise
         engines = {name: built.get(name, entry) for name, entry in opened.manifest.engines.items()}
         manifest = dataclasses.replace(opened.manifest, engines=engines, files=list_files(root))
         write_manifest(root, manifest)

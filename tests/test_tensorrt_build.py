@@ -200,12 +200,12 @@ def small_graph(path: Path, node: onnx.NodeProto, inputs: list[tuple[str, int, l
     return path
 
 
-def test_a_warning_fails_the_build(tmp_path: Path) -> None:
-    """TensorRT leaves out what it warns of: here the lengths, without which attention looks at what is not there."""
+def test_an_input_that_the_plan_does_not_use_fails_the_build(tmp_path: Path) -> None:
+    """TensorRT parses the lengths of attention and then leaves them out, which makes it look at what is not there."""
     node = helper.make_node("Attention", ["q", "k", "v", "", "", "", "lengths"], ["y"])
     values = [(name, TensorProto.FLOAT16, [1, 2, 8, 16]) for name in "qkv"]
     graph = small_graph(tmp_path / "l.onnx", node, [*values, ("lengths", TensorProto.INT64, [1])], TensorProto.FLOAT16)
-    with pytest.raises(BuildError, match=r"l\.onnx: tensorrt-rtx .* warns, and the plan may be wrong: Unused Input: lengths"):
+    with pytest.raises(BuildError, match=r"l\.onnx: tensorrt-rtx .* leaves out what an input is for: Unused Input: lengths"):
         build_plan(graph, tmp_path / "x.plan", (), 0, OPTIONS)
     assert not (tmp_path / "x.plan").exists()
 
@@ -346,7 +346,9 @@ def test_a_rebuild_that_fails_leaves_the_bundle_as_it_was(
     monkeypatch.setattr(plans, "int8_products", lambda entry, precision: 99)
     before = {path: path.stat().st_mtime_ns for path in rtx_bundle.rglob("*")}
     assert export_main(["--rebuild", str(rtx_bundle), "--backend", RTX]) == 3
-    assert "99 products" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "99 products" in error
+    assert f"polygraphy inspect capability {rtx_bundle / 'int8.tensorrt.onnx'}" in error
     assert {path: path.stat().st_mtime_ns for path in rtx_bundle.rglob("*")} == before
     open_bundle(rtx_bundle, verify=True)
 
