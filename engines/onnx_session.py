@@ -53,6 +53,9 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0, optimize:
     options.log_severity_level = LOG_NOTHING
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # an arena would keep every weight that a node makes float: three times the memory, and the time to claim it
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
     if _u8s8_overflows():  # costs two seconds and a copy of the weights at loading, so not without need
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
