@@ -7,13 +7,12 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from quasar.engines.directory import atomic_directory
 from quasar.engines.errors import BundleError, UsageError
 from quasar.engines.manifest import BundleFile, EngineEntry, Manifest, parse_manifest
 
@@ -170,33 +169,5 @@ def atomic_bundle(output: Path) -> Iterator[Path]:
     A bundle that was at `output` stays until the new one is whole.
     """
     check_output(output)
-    output = output.absolute()
-    made = [parent for parent in output.parents if not parent.exists()]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-    try:
+    with atomic_directory(output) as partial:
         yield partial
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o777 & ~umask)  # mkdtemp makes it private
-        _replace_directory(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # not empty: the bundle is in it
-                parent.rmdir()
-
-
-def _replace_directory(new: Path, output: Path) -> None:
-    output = output.resolve()  # the bundle that a link points to is replaced, not the link
-    if not output.exists():
-        new.rename(output)
-        return
-    old = output.with_name(f".{output.name}.{os.getpid()}.old")
-    output.rename(old)
-    try:
-        new.rename(output)
-    except BaseException:
-        old.rename(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -18,6 +18,8 @@ ADVICE = {
     errno.EDQUOT: "free some space",
     errno.ENOMEM: "use a machine with more memory, or a smaller --max-length",
 }
+EXTRAS = {"onnxruntime": "cpu", "tritonclient": "triton", "google": "triton", "grpc": "triton"}
+"""The extra that brings a package."""
 EXIT_CODES = "exit codes: 0 done, 1 disk or memory failed, 2 wrong usage, 3 gate or build failed, 4 bad bundle, 130 interrupted"
 
 
@@ -51,7 +53,7 @@ def run_command(name: str, run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
-        extra = "cpu" if error.name == "onnxruntime" else "export"
+        extra = EXTRAS.get((error.name or "").partition(".")[0], "export")
         print(f"{name}: {error.name} is not installed; pip install 'quasar-toolchain[{extra}]'", file=sys.stderr)
         return UsageError.exit_code
     except MemoryError:

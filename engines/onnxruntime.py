@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
 import time
 from dataclasses import replace
@@ -76,17 +77,36 @@ class OnnxEngine:
         self._cache_type = np.float16 if inputs["past.0.key"] == "tensor(float16)" else np.float32
         self._switched = "precise" in inputs
         self._context = np.arange(entry.max_length if "context" in inputs else 0)
-        self._seconds = 0.0
-        self._passes = 0
-        self._logits = zeros((0,))
-        self.scratch: Float32 = zeros((entry.vocab_size,))
-        self._device_logits: Any = None
-        self._bindings: dict[int, Any] = {}
         self._cache_shape = (entry.num_key_value_heads, entry.max_length, entry.head_dim)
         self._cache_names = [f"{i}.{kind}" for i in range(entry.num_hidden_layers) for kind in ("key", "value")]
         self._device = "cpu" if provider == "cpu" else "cuda"
+        self._make_buffers()
+
+    def _make_buffers(self) -> None:
+        """What belongs to one face of the session: the cache, and what passes write into."""
+        self._seconds = 0.0
+        self._passes = 0
+        self._logits = zeros((0,))
+        self.scratch: Float32 = zeros((self._spec.vocab_size,))
+        self._device_logits: Any = None
+        self._bindings: dict[int, Any] = {}
         # one buffer for the largest batch; a smaller batch uses its front
-        self._caches = [self._allocate((entry.max_batch, *self._cache_shape)) for _ in self._cache_names]
+        self._caches = [self._allocate((self._spec.max_batch, *self._cache_shape)) for _ in self._cache_names]
+
+    def sibling(self) -> OnnxEngine:
+        """Another face of the same session: the same weights, a cache of its own. Each is closed by itself.
+
+        Passes of siblings may follow each other in any order, but one thread at a time runs them.
+        """
+        twin = copy.copy(self)
+        twin._make_buffers()
+        return twin
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the cache once all of it is written."""
+        positions = self._spec.max_batch * int(np.prod(self._cache_shape))
+        return len(self._cache_names) * positions * np.dtype(self._cache_type).itemsize
 
     @property
     def spec(self) -> EngineSpec:

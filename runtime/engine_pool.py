@@ -39,6 +39,21 @@ class EnginePool:
             slots[name] = self._low_slot(name, following) if shared and following is not None else self._slot(name)
         return slots
 
+    def sibling(self) -> EnginePool:
+        """Room for another sequence: the engines that are loaded here, with the same weights and caches of their own.
+
+        Raises:
+            UsageError: a backend keeps one cache to its weights.
+        """
+        twin = EnginePool(self.bundle, self._execution)
+        for name, engine in self._loaded.items():
+            make = getattr(engine, "sibling", None)
+            if make is None:
+                backend = self._execution.backend_of(self.bundle)
+                raise UsageError(f"engine {name}: {backend} runs one sequence at a time; ask for one (--sequences 1)")
+            twin._loaded[name] = make()
+        return twin
+
     def check(self, chain: ChainSpec) -> None:
         """Refuse a chain that cannot run, before anything is loaded.
 
@@ -69,7 +84,8 @@ class EnginePool:
 
     def _slot(self, name: str) -> Slot:
         if name not in self._slots:
-            self._loaded[name] = self._execution.load(self.bundle, self.bundle.engine(name))
+            if name not in self._loaded:
+                self._loaded[name] = self._execution.load(self.bundle, self.bundle.engine(name))
             self._slots[name] = Slot(self._loaded[name])
         return self._slots[name]
 

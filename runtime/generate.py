@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Many
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, overload
 
@@ -22,6 +23,19 @@ from quasar.runtime.tokenizer import Message, Tokenizer
 DraftLength = int | Many[int | None] | None
 Prompt = str | Many[int] | Many[Message]
 """Text, token ids, or chat messages."""
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """A prompt as token ids, checked against the vocabulary and the context.
+
+    Attributes:
+        ids: the tokens.
+        continued: the same where the answer continues a text; empty where it is a text of its own.
+    """
+
+    ids: list[int]
+    continued: list[int]
 
 
 def load(
@@ -115,6 +129,7 @@ class Model:
         self.bundle = pool.bundle
         self.tokenizer = tokenizer
         self.chain = chain
+        self._lengths = lengths
         self.acceptance = acceptance
         slots = pool.slots(chain)
         self.engines: dict[str, Engine] = {name: slot.engine for name, slot in slots.items()}
@@ -132,6 +147,16 @@ class Model:
         """Free the engines."""
         self._pool.close()
         self.engines.clear()
+
+    def sibling(self) -> Model:
+        """Another model on the same weights, for one more sequence at the same time: caches and experience of its own.
+
+        Models that are siblings take turns, pass by pass, in one thread. Close each of them.
+
+        Raises:
+            UsageError: the backend keeps one cache to its weights.
+        """
+        return Model(self._pool.sibling(), self.tokenizer, self.chain, self._lengths, self.acceptance)
 
     def forget(self) -> None:
         """Forget earlier answers, of which `suffix-pool` makes proposals."""
@@ -172,17 +197,28 @@ class Model:
             reuse_cache: keep what the last generation left in the cache and this prompt begins with, as a chat does. The
                 same prompt may then be cut into other passes than without, and a near-tie be decided otherwise.
         """
+        return self.answer(self.read(prompt, messages), params, reuse_cache=reuse_cache)
+
+    def read(self, prompt: Prompt | None = None, messages: Many[Message] | None = None) -> ReadPrompt:
+        """A prompt's tokens, for `answer`. Touches no engine, so any thread may do it at any time.
+
+        Raises:
+            UsageError: the prompt is empty, does not fit the context, or holds ids outside the vocabulary.
+        """
         if (prompt is None) == (messages is None):
             raise UsageError("give either a prompt or messages")
         if messages is not None and not _is_chat(messages):
             raise UsageError('messages must be a list of {"role": ..., "content": ...}')
+        ids = self.tokenize(prompt if messages is None else messages)
+        return ReadPrompt(ids, ids if isinstance(prompt, str) else [])
+
+    def answer(self, prompt: ReadPrompt, params: SamplingParams | None = None, *, reuse_cache: bool = False) -> Generation:
+        """As `stream`, for a prompt that was read before."""
         if not isinstance(params, (SamplingParams, type(None))):
             raise UsageError(f"params is {type(params).__name__}; give SamplingParams")
         if not self.engines:
             raise QuasarError("the model is closed; load it again")
-        ids = self.tokenize(prompt if messages is None else messages)
-        continued = ids if isinstance(prompt, str) else []
-        generation = Generation(self, ids, params or SamplingParams(), reuse_cache, continued)
+        generation = Generation(self, list(prompt.ids), params or SamplingParams(), reuse_cache, prompt.continued)
         self._pool.user = generation
         return generation
 

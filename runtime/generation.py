@@ -100,11 +100,21 @@ class Generation:
         return self.result
 
     @property
+    def done(self) -> bool:
+        """Whether the answer has come to its end: the next step gives nothing, it only lets proposers learn from it."""
+        return self._reason is not None
+
+    @property
+    def statistics(self) -> Statistics:
+        """Counters so far."""
+        self._statistics.new_tokens = self._sequence.new_count
+        return self._statistics
+
+    @property
     def result(self) -> Result:
         """The answer so far; `cancelled` where it did not come to its end."""
-        self._statistics.new_tokens = self._sequence.new_count
         ids = self._sequence.new_tokens
-        return Result("".join(self._text), ids, self._reason or "cancelled", self._statistics, self._logprobs)
+        return Result("".join(self._text), ids, self._reason or "cancelled", self.statistics, self._logprobs)
 
     def _run(self) -> Iterator[Piece]:
         begin, before = time.perf_counter(), self._engine_seconds()

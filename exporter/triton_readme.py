@@ -1,0 +1,87 @@
+"""The page that lies beside a served model: how to start a server with it, and how to ask it."""
+
+from __future__ import annotations
+
+from quasar.engines.bundle import Bundle
+from quasar.engines.manifest import EngineEntry
+from quasar.runtime.chain import ChainSpec
+from quasar.runtime.serving.tensors import INPUTS, OUTPUTS, TensorSpec
+
+PAGE = """# {name}
+
+`{model}` with the chain `{chain}`, written by `quasar-triton`. {instances} instance(s), each a process with weights of its own;
+each works on {sequences} answer(s) at the same time, round by round, and further requests wait in order.
+A KV cache takes up to {cache_mb:.0f} MB for each of them.
+
+## Start
+
+With docker: the bundle has to be inside the repository (write the model with `--copy`), or mounted where its link points to.
+REPOSITORY and QUASAR, a checkout of the project, are absolute paths.
+
+```bash
+docker run --rm --shm-size=1g -p 8000:8000 -p 8001:8001 -p 8002:8002 -v REPOSITORY:/models:ro -v QUASAR:/quasar:ro \\
+  nvcr.io/nvidia/tritonserver:26.09-py3 \\
+  sh -c "cp -r /quasar /tmp/quasar && pip install '/tmp/quasar[{extra}]' && tritonserver --model-repository=/models"
+```
+
+Without docker, where `tritonserver` is installed: VENV is a virtual environment with Quasar (`pip install 'QUASAR[{extra}]'`),
+of the Python version that the server's Python backend was built for; that version's libpython has to be found
+(`LD_LIBRARY_PATH`), and the Python backend of servers of 2024 needs `numpy<2` in VENV.
+
+```bash
+PATH=VENV/bin:$PATH tritonserver --model-repository=REPOSITORY --model-control-mode=explicit --load-model={name}
+```
+
+In place of `PATH`, an environment packed with conda-pack can be named in `config.pbtxt`:
+`parameters {{ key: "EXECUTION_ENV_PATH" value {{ string_value: "ENVIRONMENT.tar.gz" }} }}`.
+
+## Ask
+
+```bash
+curl -s localhost:8000/v2/models/{name}/generate -d '{{"text_input": "1 + 1 =", "max_tokens": 8}}'
+curl -sN localhost:8000/v2/models/{name}/generate_stream \\
+  -d '{{"messages": "[{{\\"role\\": \\"user\\", \\"content\\": \\"Hello\\"}}]", "stream": true}}'
+curl -s localhost:8002/metrics | grep quasar_
+```
+
+Triton's OpenAI frontend drives it as it is (`--tokenizer` takes the bundle's `tokenizer` folder).
+
+| input | type | (default) |
+|---|---|---|
+{inputs}
+
+Exactly one of `text_input`, `messages` and `token_ids` is the prompt. Tensors have the shape [1, N].
+
+| output | type | |
+|---|---|---|
+{outputs}
+"""
+
+
+def readme(bundle: Bundle, name: str, chain: ChainSpec, sequences: int, instances: int, extra: str) -> str:
+    """The text of a model's `README.md`.
+
+    Args:
+        sequences: answers that an instance works on at the same time.
+        extra: of the distribution, which brings what runs the engines.
+    """
+    return PAGE.format(
+        name=name,
+        model=bundle.manifest.model["id"],
+        chain=chain,
+        sequences=sequences,
+        instances=instances,
+        extra=extra,
+        cache_mb=sum(cache_bytes(bundle.engine(engine)) for engine in chain.engines) / 1e6,
+        inputs="\n".join(map(_row, INPUTS)),
+        outputs="\n".join(map(_row, OUTPUTS)),
+    )
+
+
+def cache_bytes(entry: EngineEntry) -> int:
+    """Memory of an engine's KV cache, in float32, once all of its positions are written."""
+    return 2 * entry.num_hidden_layers * entry.max_batch * entry.num_key_value_heads * entry.max_length * entry.head_dim * 4
+
+
+def _row(spec: TensorSpec) -> str:
+    return f"| `{spec.name}` | {spec.kind} | {spec.meaning} |"

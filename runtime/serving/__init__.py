@@ -1,0 +1,1 @@
+"""Serving: what a server needs of the runtime, whichever server it is."""

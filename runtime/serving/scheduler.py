@@ -1,0 +1,243 @@
+"""Many answers in one thread: the open ones take turns round by round, the others wait in order of arrival."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from quasar.engines.errors import QuasarError, UsageError, first_line
+from quasar.runtime.generate import Model
+from quasar.runtime.generation import Generation, Piece
+from quasar.runtime.serving.metrics import Tally
+from quasar.runtime.serving.request import Order
+
+UNLOADED = "the model is being unloaded; ask again later"
+REPORT_SECONDS = 0.5
+"""How often metrics are reported while answers are written; they also are when nothing is left to write."""
+TALK_SECONDS = 0.01
+"""How often a client is sent something, and asked whether it is still there: every round, unless rounds are shorter than this.
+
+Either is a message to another process, which takes as long as a round of a very small model.
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a response carries.
+
+    Attributes:
+        text, ids: since the last response.
+        finish_reason: None where more follows.
+        statistics: of the whole answer, where this is its end.
+    """
+
+    text: str
+    ids: list[int]
+    finish_reason: str | None = None
+    statistics: dict[str, Any] | None = None
+
+
+class Client(Protocol):
+    """Who waits for an answer. After `fail`, `leave` or a part with a finish reason, it hears no more."""
+
+    def is_cancelled(self) -> bool:
+        """Whether the answer is not wanted any more."""
+        ...
+
+    def send(self, part: Part) -> None:
+        """Pass on a part of the answer."""
+        ...
+
+    def fail(self, message: str, usage: bool) -> None:
+        """There is no answer, or no more of it; `usage` where the request is to blame."""
+        ...
+
+    def leave(self) -> None:
+        """The answer ends here, because it is not wanted."""
+        ...
+
+
+class Reporter(Protocol):
+    """Where metrics go."""
+
+    def report(self, tally: Tally) -> None:
+        """Pass on what happened since the last report."""
+        ...
+
+
+class _Job:
+    """A request, and what became of it so far.
+
+    Attributes:
+        generation: None before the first turn.
+        begun: whether the prompt was read, and the first tokens are there.
+    """
+
+    def __init__(self, order: Order, client: Client) -> None:
+        self.order = order
+        self.client = client
+        self.arrival = time.perf_counter()
+        self.model: Model | None = None
+        self.generation: Generation | None = None
+        self.begun = False
+        self._text = [order.echo]
+        self._ids: list[int] = []
+        self._counted = (0, 0, 0)  # rounds, proposed, accepted
+        self._asked = self._sent = -math.inf
+
+    def is_cancelled(self) -> bool:
+        """Whether the client went away, as far as it was asked."""
+        if (now := time.perf_counter()) - self._asked < TALK_SECONDS:
+            return False
+        self._asked = now
+        return self.client.is_cancelled()
+
+    def take(self, piece: Piece, tally: Tally) -> None:
+        """Take in a round's tokens."""
+        assert self.generation is not None
+        self._text.append(piece.text)
+        self._ids.extend(piece.ids)
+        if not self.begun:
+            tally.first_token(time.perf_counter() - self.arrival)
+        self.begun = True
+        tally.tokens(len(piece.ids))
+        now = self.generation.statistics
+        counts = (now.rounds, now.proposed, now.accepted)
+        tally.rounds(*(after - before for after, before in zip(counts, self._counted, strict=True)))
+        self._counted = counts
+
+    def send(self) -> None:
+        """Send what there is to send."""
+        assert self.generation is not None
+        reason = self.generation.result.finish_reason if self.generation.done else None
+        now = time.perf_counter()
+        if reason is None and (not self.order.stream or now - self._sent < TALK_SECONDS):
+            return
+        self._sent = now
+        statistics = None if reason is None else self.generation.statistics.to_dict()
+        self.client.send(Part("".join(self._text), self._ids, reason, statistics))
+        self._text, self._ids = [], []
+
+
+class Scheduler:
+    """Answers requests on the models of one instance, in a thread of its own.
+
+    Args:
+        models: siblings, one for each answer that is worked on at the same time.
+        reporter: takes the metrics.
+    """
+
+    def __init__(self, models: Sequence[Model], reporter: Reporter) -> None:
+        self._free = deque(models)
+        self._reporter = reporter
+        self._tally = Tally()
+        self._reported = time.perf_counter()
+        self._waiting: deque[_Job] = deque()
+        self._open: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._broken = False
+        self._thread = threading.Thread(target=self._work, name="quasar", daemon=True)
+        self._thread.start()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether answers can be expected: the thread runs, and the engines did not fail when they ran last."""
+        return self._thread.is_alive() and not self._closing and not self._broken
+
+    def submit(self, order: Order, client: Client) -> None:
+        """Take in a request; any thread may."""
+        job = _Job(order, client)
+        with self._changed:
+            if not self._closing:
+                self._waiting.append(job)
+                self._changed.notify()
+                return
+        client.fail(UNLOADED, False)
+
+    def close(self) -> None:
+        """End: the answers that are open or wait fail. The models stay, for their owner to close."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while self._admit():
+            job = self._open.popleft()
+            if self._turn(job):
+                self._open.append(job)
+            elif job.model is not None:
+                self._free.append(job.model)
+            if not self._open or time.perf_counter() - self._reported > REPORT_SECONDS:
+                self._report()
+        for job in (*self._open, *self._waiting):
+            _fail(job.client, UNLOADED, False)
+
+    def _admit(self) -> bool:
+        """Let waiting requests in where there is room, and wait until there is work; False at the end."""
+        with self._changed:
+            while not self._closing:
+                while self._waiting and self._free:
+                    job = self._waiting.popleft()
+                    job.model = self._free.popleft()
+                    self._open.append(job)
+                if self._open:
+                    return True
+                self._changed.wait()
+        return False
+
+    def _turn(self, job: _Job) -> bool:
+        """One round of an answer; False when that was its end. Whatever goes wrong is said to its own client."""
+        try:
+            if job.is_cancelled():
+                self._leave(job)
+                return False
+            return self._round(job)
+        except UsageError as error:
+            _fail(job.client, str(error), True)
+        except QuasarError as error:
+            self._broken = True
+            _fail(job.client, str(error), False)
+        except Exception as error:  # the others go on
+            _fail(job.client, f"internal error: {type(error).__name__}: {first_line(error)}", False)
+        return False
+
+    def _round(self, job: _Job) -> bool:
+        if job.generation is None:
+            assert job.model is not None
+            job.generation = job.model.answer(job.order.prompt, job.order.params)
+        job.take(next(job.generation), self._tally)
+        self._broken = False
+        job.send()
+        if not job.generation.done:
+            return True
+        self._end(job.generation)
+        return False
+
+    def _leave(self, job: _Job) -> None:
+        if job.begun and job.generation is not None:  # else its next step would read the prompt
+            job.generation.cancel()
+            self._end(job.generation)
+        job.client.leave()
+
+    def _end(self, generation: Generation) -> None:
+        self._tally.answer(generation.finish().statistics.tokens_per_round)
+
+    def _report(self) -> None:
+        try:
+            self._reporter.report(self._tally)
+        finally:
+            self._tally.clear()
+            self._reported = time.perf_counter()
+
+
+def _fail(client: Client, message: str, usage: bool) -> None:
+    with contextlib.suppress(Exception):  # the client may be gone, and the others go on
+        client.fail(message, usage)
