@@ -87,8 +87,8 @@ def write_model(root: Path, options: TritonOptions) -> tuple[Path, Bundle]:
         (partial / "1" / "model.py").write_text(MODEL, encoding="utf-8")
         _place_bundle(bundle, partial / "1" / "bundle", options.copy)
         (partial / "warmup").mkdir()
-        for name, value in warm_up.items():
-            (partial / "warmup" / name).write_bytes(value.tobytes())
+        for tensor, value in warm_up.items():
+            (partial / "warmup" / tensor).write_bytes(value.tobytes())
     return output, bundle
 
 
@@ -124,10 +124,10 @@ def model_config(bundle: Bundle, options: TritonOptions, sequences: int, warm_up
         config.parameters[name].string_value = value
     sample = config.model_warmup.add(name="answer", batch_size=1, count=sequences)
     kinds = {spec.name: spec.kind for spec in INPUTS}
-    for name, value in warm_up.items():
+    for name, array in warm_up.items():
         tensor = sample.inputs[name]
         tensor.data_type = getattr(pb, f"TYPE_{kinds[name]}")
-        tensor.dims.append(value.size)
+        tensor.dims.append(array.size)
         tensor.input_data_file = name
     return config
 

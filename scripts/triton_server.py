@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,6 +124,22 @@ class TritonServer:
         """The page that Prometheus reads."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as page:
             return str(page.read().decode())
+
+    def is_ready(self, model: str) -> bool:
+        """What the server says of a model."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/v2/models/{model}/ready", timeout=10):
+                return True
+        except urllib.error.HTTPError:
+            return False
+
+    def wait_ready(self, model: str, seconds: float = START_SECONDS) -> None:
+        """Wait until a model is ready."""
+        until = time.monotonic() + seconds
+        while not self.is_ready(model):
+            if time.monotonic() > until:
+                raise RuntimeError(f"{model} did not get ready:\n{self.log.read_text(errors='replace')[-4000:]}")
+            time.sleep(0.1)
 
     def stop(self) -> None:
         """End the server, and whatever is left of it after a while."""

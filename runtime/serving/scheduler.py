@@ -1,9 +1,12 @@
-"""Many answers in one thread: the open ones take turns round by round, the others wait in order of arrival."""
+"""Many answers in one thread: the open ones take turns, the others wait in order of arrival.
+
+A turn is one round. Where rounds are shorter than `TURN_SECONDS`, as those of a very small model, it is as many as begin in that
+time: what lies between two turns, messages to clients and another sequence's cache, would cost as much as such a round.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
 from collections import deque
@@ -20,11 +23,7 @@ from quasar.runtime.serving.request import Order
 UNLOADED = "the model is being unloaded; ask again later"
 REPORT_SECONDS = 0.5
 """How often metrics are reported while answers are written; they also are when nothing is left to write."""
-TALK_SECONDS = 0.01
-"""How often a client is sent something, and asked whether it is still there: every round, unless rounds are shorter than this.
-
-Either is a message to another process, which takes as long as a round of a very small model.
-"""
+TURN_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,6 @@ class _Job:
 
     Attributes:
         generation: None before the first turn.
-        begun: whether the prompt was read, and the first tokens are there.
     """
 
     def __init__(self, order: Order, client: Client) -> None:
@@ -85,42 +83,34 @@ class _Job:
         self.arrival = time.perf_counter()
         self.model: Model | None = None
         self.generation: Generation | None = None
-        self.begun = False
         self._text = [order.echo]
         self._ids: list[int] = []
         self._counted = (0, 0, 0)  # rounds, proposed, accepted
-        self._asked = self._sent = -math.inf
 
-    def is_cancelled(self) -> bool:
-        """Whether the client went away, as far as it was asked."""
-        if (now := time.perf_counter()) - self._asked < TALK_SECONDS:
-            return False
-        self._asked = now
-        return self.client.is_cancelled()
+    @property
+    def done(self) -> bool:
+        """Whether the answer has come to its end."""
+        return self.generation is not None and self.generation.done
 
     def take(self, piece: Piece, tally: Tally) -> None:
         """Take in a round's tokens."""
         assert self.generation is not None
         self._text.append(piece.text)
         self._ids.extend(piece.ids)
-        if not self.begun:
-            tally.first_token(time.perf_counter() - self.arrival)
-        self.begun = True
-        tally.tokens(len(piece.ids))
         now = self.generation.statistics
+        if now.new_tokens == len(piece.ids):
+            tally.first_token(time.perf_counter() - self.arrival)
+        tally.tokens(len(piece.ids))
         counts = (now.rounds, now.proposed, now.accepted)
         tally.rounds(*(after - before for after, before in zip(counts, self._counted, strict=True)))
         self._counted = counts
 
-    def send(self) -> None:
-        """Send what there is to send."""
-        assert self.generation is not None
-        reason = self.generation.result.finish_reason if self.generation.done else None
-        now = time.perf_counter()
-        if reason is None and (not self.order.stream or now - self._sent < TALK_SECONDS):
+    def tell(self) -> None:
+        """Send what there is and may be sent: all at the end, before that only what a stream carries."""
+        if self.generation is None or not self._ids or not (self.order.stream or self.done):
             return
-        self._sent = now
-        statistics = None if reason is None else self.generation.statistics.to_dict()
+        reason = self.generation.result.finish_reason if self.done else None
+        statistics = self.generation.statistics.to_dict() if self.done else None
         self.client.send(Part("".join(self._text), self._ids, reason, statistics))
         self._text, self._ids = [], []
 
@@ -194,12 +184,18 @@ class Scheduler:
         return False
 
     def _turn(self, job: _Job) -> bool:
-        """One round of an answer; False when that was its end. Whatever goes wrong is said to its own client."""
+        """A turn of an answer; False when that was its end. Whatever goes wrong is said to its own client."""
         try:
-            if job.is_cancelled():
-                self._leave(job)
-                return False
-            return self._round(job)
+            end = time.perf_counter() + TURN_SECONDS
+            if job.generation is None:
+                if job.client.is_cancelled():  # while it waited
+                    job.client.leave()
+                    return False
+                self._round(job)
+                job.tell()
+            while not job.done and time.perf_counter() < end:
+                self._round(job)
+            return self._finish_turn(job)
         except UsageError as error:
             _fail(job.client, str(error), True)
         except QuasarError as error:
@@ -209,33 +205,31 @@ class Scheduler:
             _fail(job.client, f"internal error: {type(error).__name__}: {first_line(error)}", False)
         return False
 
-    def _round(self, job: _Job) -> bool:
+    def _round(self, job: _Job) -> None:
         if job.generation is None:
             assert job.model is not None
             job.generation = job.model.answer(job.order.prompt, job.order.params)
         job.take(next(job.generation), self._tally)
         self._broken = False
-        job.send()
-        if not job.generation.done:
+
+    def _finish_turn(self, job: _Job) -> bool:
+        """Send what there is, and ask whether more is wanted."""
+        assert job.generation is not None
+        job.tell()
+        gone = not job.done and job.client.is_cancelled()
+        if not gone and not job.done:
             return True
-        self._end(job.generation)
+        job.generation.cancel()  # one that is done stays so
+        self._tally.answer(job.generation.finish().statistics.tokens_per_round)
+        if gone:
+            job.client.leave()
         return False
 
-    def _leave(self, job: _Job) -> None:
-        if job.begun and job.generation is not None:  # else its next step would read the prompt
-            job.generation.cancel()
-            self._end(job.generation)
-        job.client.leave()
-
-    def _end(self, generation: Generation) -> None:
-        self._tally.answer(generation.finish().statistics.tokens_per_round)
-
     def _report(self) -> None:
-        try:
+        with contextlib.suppress(Exception):  # answers matter more than their count
             self._reporter.report(self._tally)
-        finally:
-            self._tally.clear()
-            self._reported = time.perf_counter()
+        self._tally.clear()
+        self._reported = time.perf_counter()
 
 
 def _fail(client: Client, message: str, usage: bool) -> None:
