@@ -186,15 +186,18 @@ class Scheduler:
     def _turn(self, job: _Job) -> bool:
         """A turn of an answer; False when that was its end. Whatever goes wrong is said to its own client."""
         try:
+            if job.generation is None and job.client.is_cancelled():  # while it waited
+                job.client.leave()
+                return False
             end = time.perf_counter() + TURN_SECONDS
-            if job.generation is None:
-                if job.client.is_cancelled():  # while it waited
-                    job.client.leave()
-                    return False
+            first = job.generation is None
+            while True:
                 self._round(job)
-                job.tell()
-            while not job.done and time.perf_counter() < end:
-                self._round(job)
+                if first:
+                    job.tell()
+                    first = False
+                if job.done or time.perf_counter() >= end:
+                    break
             return self._finish_turn(job)
         except UsageError as error:
             _fail(job.client, str(error), True)
