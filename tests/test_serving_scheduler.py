@@ -162,12 +162,15 @@ def test_a_client_that_goes_away_ends_its_answer_within_a_round(
 
 
 def test_who_goes_away_while_waiting_costs_nothing(models: list[Model], running: Scheduler, log: Log) -> None:
+    open_ones = [Listener() for _ in models]
+    for listener in open_ones:
+        running.submit(order(models[0], QUESTIONS[0], max_new_tokens=300, ignore_eos=True), listener)
     gone = Listener(cancel_after=0)
     running.submit(order(models[0], QUESTIONS[0]), gone)
-    assert gone.over.wait(60)
+    assert all(listener.over.wait(60) for listener in (gone, *open_ones))
     running.close()
     assert gone.left
-    assert log.counts.get(GENERATED.name, 0) == 0
+    assert log.counts[GENERATED.name] == 300 * len(open_ones)
 
 
 def test_a_client_that_cannot_be_reached_harms_none(models: list[Model], running: Scheduler) -> None:

@@ -56,6 +56,11 @@ class Tally:
         self.counts = dict.fromkeys((spec.name for spec in COUNTERS), 0)
         self.observations = {spec.name: [] for spec in HISTOGRAMS}
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing happened."""
+        return not any(self.counts.values()) and not any(self.observations.values())
+
     def first_token(self, seconds: float) -> None:
         """An answer's first tokens came, `seconds` after its request."""
         self.observations[FIRST_TOKEN.name].append(seconds)

@@ -22,7 +22,7 @@ from quasar.runtime.serving.request import Order
 
 UNLOADED = "the model is being unloaded; ask again later"
 REPORT_SECONDS = 0.5
-"""How often metrics are reported while answers are written; they also are when nothing is left to write."""
+"""How often metrics are reported: a report takes time away from answers."""
 TURN_SECONDS = 0.01
 
 
@@ -165,8 +165,9 @@ class Scheduler:
                 self._open.append(job)
             elif job.model is not None:
                 self._free.append(job.model)
-            if not self._open or time.perf_counter() - self._reported > REPORT_SECONDS:
+            if time.perf_counter() - self._reported > REPORT_SECONDS:
                 self._report()
+        self._report()
         for job in (*self._open, *self._waiting):
             _fail(job.client, UNLOADED, False)
 
@@ -180,13 +181,15 @@ class Scheduler:
                     self._open.append(job)
                 if self._open:
                     return True
-                self._changed.wait()
+                if not self._changed.wait(None if self._tally.empty else REPORT_SECONDS):
+                    self._report()
         return False
 
     def _turn(self, job: _Job) -> bool:
         """A turn of an answer; False when that was its end. Whatever goes wrong is said to its own client."""
         try:
-            if job.generation is None and job.client.is_cancelled():  # while it waited
+            waited = job.generation is None and time.perf_counter() - job.arrival > TURN_SECONDS
+            if waited and job.client.is_cancelled():
                 job.client.leave()
                 return False
             end = time.perf_counter() + TURN_SECONDS
