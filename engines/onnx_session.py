@@ -46,6 +46,20 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0, optimize:
             f"provider {provider}: this onnxruntime has no {name}; install quasar-toolchain[gpu] in place of "
             "quasar-toolchain[cpu], or use --provider cpu"
         )
+    options = session_options(threads, optimize)
+    try:
+        session = ort.InferenceSession(path, options, providers=[name])
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        raise BundleError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from None
+    if session.get_providers()[0] != name:
+        raise UsageError(
+            f"provider {provider}: {name} is installed but did not start (driver or libraries missing); use --provider cpu"
+        )
+    return session
+
+
+def session_options(threads: int = 0, optimize: bool = True) -> ort.SessionOptions:
+    """Options of a session; arguments as of `create_session`."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     # else they spin on for a while after a pass, and slow the next engine of the chain
@@ -58,15 +72,7 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0, optimize:
         options.enable_mem_pattern = False
     if _u8s8_overflows():  # costs two seconds and a copy of the weights at loading, so not without need
         options.add_session_config_entry("session.x64quantprecision", "1")
-    try:
-        session = ort.InferenceSession(path, options, providers=[name])
-    except Exception as error:  # onnxruntime's own exceptions share no base class
-        raise BundleError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from None
-    if session.get_providers()[0] != name:
-        raise UsageError(
-            f"provider {provider}: {name} is installed but did not start (driver or libraries missing); use --provider cpu"
-        )
-    return session
+    return options
 
 
 def _u8s8_overflows() -> bool:

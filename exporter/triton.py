@@ -48,6 +48,7 @@ class TritonOptions:
         settings: how an instance runs the bundle.
         instances: processes that serve it, each with weights of its own; on GPUs, for each GPU.
         copy: put the bundle's files into the repository; else a link to the bundle.
+        share_weights: save the weights as this machine's processor wants them, for its instances to share.
         verify: check the hash of every file of the bundle first.
     """
 
@@ -56,6 +57,7 @@ class TritonOptions:
     settings: Settings
     instances: int = 1
     copy: bool = False
+    share_weights: bool = False
     verify: bool = False
 
     def __post_init__(self) -> None:
@@ -76,6 +78,8 @@ def write_model(root: Path, options: TritonOptions) -> tuple[Path, Bundle]:
     chain, sequences = check_settings(bundle, options.settings)
     output = options.repository / options.name
     _check_output(output)
+    if options.share_weights and _on_gpu(bundle, options.settings):
+        raise UsageError("--share-weights is for ONNX Runtime on a CPU; leave it out")
     warm_up = _warm_up_tensors(Tokenizer(bundle.tokenizer_folder(), bundle.engine(chain.law).vocab_size))
     text = _format(model_config(bundle, options, sequences, warm_up))
     with atomic_directory(output) as partial:
@@ -86,6 +90,10 @@ def write_model(root: Path, options: TritonOptions) -> tuple[Path, Bundle]:
         (partial / "1").mkdir()
         (partial / "1" / "model.py").write_text(MODEL, encoding="utf-8")
         _place_bundle(bundle, partial / "1" / "bundle", options.copy)
+        if options.share_weights:
+            from quasar.engines.prepacked import save_prepacked
+
+            save_prepacked({name: bundle.path(bundle.engine(name).graph) for name in chain.engines}, partial / "1" / "prepacked")
         (partial / "warmup").mkdir()
         for tensor, value in warm_up.items():
             (partial / "warmup" / tensor).write_bytes(value.tobytes())

@@ -37,6 +37,10 @@ def parser() -> argparse.ArgumentParser:
     place = p.add_mutually_exclusive_group()
     place.add_argument("--link", action="store_true", help="link to the bundle (the default)")
     place.add_argument("--copy", action="store_true", help="copy the bundle into the repository")
+    p.add_argument(
+        *("--share-weights",), action="store_true",
+        help="save the weights as this machine's processor wants them: instances then hold them once; takes disk",
+    )  # fmt: skip
     add_loading_options(p)
     return p
 
@@ -54,7 +58,7 @@ def _run(argv: Sequence[str] | None) -> int:
         sequences=args.sequences,
     )
     name = args.bundle.resolve().name if args.name is None else args.name
-    options = TritonOptions(args.repository, name, settings, args.instances, args.copy, args.verify)
+    options = TritonOptions(args.repository, name, settings, args.instances, args.copy, args.share_weights, args.verify)
     output, _ = write_model(args.bundle, options)
     print(f"{output}: {args.instances} instance(s); {output / 'README.md'} says how to start a server with it")
     print(f"try: tritonserver --model-repository={args.repository.resolve()}")

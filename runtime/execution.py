@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from quasar.engines.bundle import Bundle
 from quasar.engines.engine import Engine
@@ -23,18 +24,22 @@ class Execution:
         provider: of ONNX Runtime: `cpu`, `cuda` or `tensorrt`; None for `cpu`.
         threads: of one of ONNX Runtime's operators; 0 for one per physical core.
         batch_invariant: see `quasar.runtime.load`.
+        prepacked: a folder of `quasar.engines.prepacked`, with the graphs of all engines that are to be loaded.
     """
 
     backend: str | None = None
     provider: str | None = None
     threads: int = 0
     batch_invariant: bool = False
+    prepacked: Path | None = None
 
     def __post_init__(self) -> None:
         if self.backend is not None and self.backend not in BACKENDS:
             raise UsageError(f"unknown backend {self.backend!r}; choose one of {', '.join(BACKENDS)}")
         if self.backend in LIBRARIES and self.provider is not None:
             raise UsageError(f"provider {self.provider} is one of ONNX Runtime, not of {self.backend}; give one of the two")
+        if self.prepacked is not None and (self.backend in LIBRARIES or self.provider not in (None, "cpu")):
+            raise UsageError("prepacked weights are for ONNX Runtime on a CPU; leave them out")
 
     def backend_of(self, bundle: Bundle) -> str:
         """The backend that runs a bundle's engines."""
@@ -80,7 +85,8 @@ class Execution:
             from quasar.engines.onnxruntime import OnnxEngine
 
             provider = self.provider or "cpu"
-            return OnnxEngine(bundle.path(entry.graph), entry, provider, self.threads, self.batch_invariant)
+            graph = bundle.path(entry.graph) if self.prepacked is None else self.prepacked / f"{entry.name}.onnx"
+            return OnnxEngine(graph, entry, provider, self.threads, self.batch_invariant)
         from quasar.engines.tensorrt import TensorRtEngine
 
         plan = entry.plan

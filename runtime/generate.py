@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
 
@@ -49,6 +50,7 @@ def load(
     draft_length: DraftLength = None,
     batch_invariant: bool = False,
     acceptance: Acceptance = "matching",
+    prepacked: Path | None = None,
 ) -> Model:
     """Load a bundle for generation.
 
@@ -66,6 +68,7 @@ def load(
             chain may decide a near-tie otherwise than its last engine alone. Costs about a seventh of a single-row step.
         acceptance: `matching`: sampled output is the same for every chain that ends in the same engine, and for every draft
             length. `rejection`: accepts more of a sampled draft, but the output is only the same in distribution.
+        prepacked: a folder of `quasar.engines.prepacked`, from which processes share weights.
 
     Raises:
         UsageError: no such bundle, chain, engine or provider.
@@ -76,7 +79,7 @@ def load(
     lengths = draft_lengths(spec, draft_length)
     if acceptance not in ACCEPTANCES:
         raise UsageError(f"acceptance is {acceptance!r}; it must be one of {', '.join(ACCEPTANCES)}")
-    pool = EnginePool(opened, Execution(backend, provider, threads, batch_invariant))
+    pool = EnginePool(opened, Execution(backend, provider, threads, batch_invariant, prepacked))
     pool.check(spec)
     tokenizer = Tokenizer(opened.tokenizer_folder(), opened.engine(spec.law).vocab_size)
     return Model(pool, tokenizer, spec, lengths, acceptance)

@@ -30,9 +30,10 @@ class TritonPythonModel:
         parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
         if args["model_instance_kind"] == "GPU":
             _see_only(int(args["model_instance_device_id"]))
-        folder = Path(args["model_repository"]) / args["model_version"] / "bundle"
+        folder = Path(args["model_repository"]) / args["model_version"]
+        prepacked = folder / "prepacked"
         try:
-            self._models = parse_settings(parameters).load(folder)
+            self._models = parse_settings(parameters).load(folder / "bundle", prepacked if prepacked.is_dir() else None)
         except QuasarError as error:
             raise pb_utils.TritonModelException(f"quasar: {error}") from None
         self._metrics = _Metrics(args["model_name"], args["model_version"])

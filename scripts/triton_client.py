@@ -1,9 +1,13 @@
-"""Asking a Triton server over gRPC streaming, for tests, demonstrations and measurements. Needs the extra `triton`."""
+"""Asking a Triton server over gRPC streaming, for tests, demonstrations and measurements. Needs the extra `triton`.
+
+usage: triton_client.py ADDRESS MODEL QUESTION
+"""
 
 from __future__ import annotations
 
 import json
 import queue
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -102,3 +106,17 @@ def tensors(values: dict[str, Any]) -> list[Any]:
         made.append(grpc.InferInput(name, list(array.shape), kind))
         made[-1].set_data_from_numpy(array)
     return made
+
+
+def main() -> None:
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    with Client(sys.argv[1], sys.argv[2]) as client:
+        question = json.dumps([{"role": "user", "content": sys.argv[3]}])
+        for result in client.responses(messages=question, max_tokens=80, stream=True):
+            print(result.as_numpy("text_output")[0, 0].decode(), end="", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -116,13 +116,18 @@ class TritonServer:
         return f"127.0.0.1:{self.grpc_port}"
 
     @property
+    def metrics_url(self) -> str:
+        """Of the endpoint for Prometheus."""
+        return f"http://127.0.0.1:{self.metrics_port}"
+
+    @property
     def pid(self) -> int:
         """Of the server; the Python backend's stubs are its children."""
         return self._process.pid
 
     def metrics(self) -> str:
         """The page that Prometheus reads."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as page:
+        with urllib.request.urlopen(f"{self.metrics_url}/metrics", timeout=10) as page:
             return str(page.read().decode())
 
     def is_ready(self, model: str) -> bool:
@@ -171,7 +176,9 @@ def main() -> None:
     log = environment / "server.log"
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     with TritonServer(environment, Path(sys.argv[2]), sys.argv[3:], log) as server:
-        print(f"HTTP {server.url}  gRPC {server.grpc}  metrics :{server.metrics_port}  log {log}", flush=True)
+        for model in sys.argv[3:]:
+            server.wait_ready(model)
+        print(f"HTTP {server.url} gRPC {server.grpc} metrics {server.metrics_url} log {log}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
 

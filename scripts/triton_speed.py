@@ -1,6 +1,6 @@
 """Measure what a Triton server takes away from the library, and what more clients and more instances cost.
 
-usage: triton_speed.py ENVIRONMENT BUNDLE [--prompts FILE.jsonl] [--repeat 5] [--max-tokens 128] [--memory]
+usage: triton_speed.py ENVIRONMENT BUNDLE [--prompts FILE.jsonl] [--repeat 5] [--max-tokens 128] [--memory [--share-weights]]
 
 ENVIRONMENT is the server's, see triton_server.py. Server and library answer the same prompts in turn, so that a slow minute
 of the machine hits both alike. With --memory: only what one and two instances hold.
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -133,11 +134,11 @@ def stubs(server: int) -> list[int]:
     return sorted(found)
 
 
-def memory(environment: Path, bundle: Path, work: Path) -> None:
+def memory(environment: Path, bundle: Path, work: Path, options: Sequence[str]) -> None:
     totals = []
     for count in (1, 2):
         folder = work / f"memory-{count}"
-        write_repository(bundle, folder, "--instances", str(count))
+        write_repository(bundle, folder, "--instances", str(count), *options)
         with TritonServer(environment, folder, ["model"], work / "log") as server:
             server.wait_ready("model", seconds=600)
             figures = [held(pid) for pid in stubs(server.pid)]
@@ -155,12 +156,13 @@ def main() -> None:
     p.add_argument("--repeat", type=int, default=5)
     p.add_argument("--max-tokens", type=int, default=128)
     p.add_argument("--memory", action="store_true")
+    p.add_argument("--share-weights", action="store_true")
     args = p.parse_args()
     environment = make_environment(args.environment)
     work = Path(tempfile.mkdtemp())
     try:
         if args.memory:
-            memory(environment, args.bundle, work)
+            memory(environment, args.bundle, work, ["--share-weights"] if args.share_weights else [])
         else:
             speed(environment, args.bundle, work, args)
     finally:

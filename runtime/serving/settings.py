@@ -65,13 +65,20 @@ class Settings:
                 found[field.name] = str(value).lower() if isinstance(value, bool) else str(value)
         return found
 
-    def load(self, bundle: Path) -> list[Model]:
+    def load(self, bundle: Path, prepacked: Path | None = None) -> list[Model]:
         """A model for each sequence, on one copy of the weights. Every file's hash is checked.
+
+        Args:
+            prepacked: see `quasar.runtime.load`.
 
         Raises:
             UsageError: no such bundle, chain, engine or backend.
             BundleError: the bundle is not whole.
         """
+        if prepacked is not None:
+            from quasar.engines.prepacked import check_prepacked
+
+            check_prepacked(prepacked)
         first = load(
             bundle,
             self.chain,
@@ -82,6 +89,7 @@ class Settings:
             draft_length=parse_draft_length(self.draft_length),
             batch_invariant=self.batch_invariant,
             acceptance=self.acceptance,
+            prepacked=prepacked,
         )
         models = [first]
         try:

@@ -1,0 +1,93 @@
+"""Weights that processes share: the same logits, in pages of a file instead of the process's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quasar.engines.bundle import open_bundle
+from quasar.engines.errors import BundleError, UsageError
+from quasar.engines.prepacked import LISTING, check_prepacked, save_prepacked
+from quasar.exporter.triton_cli import main as triton_main
+from quasar.runtime import load
+
+CHAIN = "prompt-lookup > int4 > int8 > float"
+OWN_MEMORY = """
+import sys
+from pathlib import Path
+from quasar.runtime import load
+model = load(sys.argv[1], "int8", prepacked=Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+model.generate("1 + 1 =")
+rows = [line.split() for line in Path("/proc/self/smaps").read_text().splitlines()]
+print(sum(int(row[1]) for row in rows if row[0] == "Anonymous:"))
+"""
+
+
+@pytest.fixture(scope="module")
+def prepacked(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepacked") / "prepacked"
+    bundle = open_bundle(demo_bundle)
+    save_prepacked({name: bundle.path(bundle.engine(name).graph) for name in ("float", "int8", "int4")}, folder)
+    check_prepacked(folder)
+    return folder
+
+
+def test_logits_are_the_same_to_the_last_bit(demo_bundle: Path, prepacked: Path) -> None:
+    tokens, start, rows = np.arange(7, 47)[None], np.array([0]), np.array([[0, 20, 39]])
+    with load(demo_bundle, CHAIN) as plain, load(demo_bundle, CHAIN, prepacked=prepacked) as shared:
+        assert set(plain.engines) == {"float", "int8", "int4"}
+        for name, engine in plain.engines.items():
+            expected = engine.forward(tokens, start, rows).copy()
+            assert np.array_equal(shared.engines[name].forward(tokens, start, rows), expected)
+            one = engine.forward(np.array([[9]]), np.array([40]), np.array([[0]])).copy()
+            assert np.array_equal(shared.engines[name].forward(np.array([[9]]), np.array([40]), np.array([[0]])), one)
+
+
+def test_the_weights_are_no_memory_of_the_process(demo_bundle: Path, prepacked: Path) -> None:
+    def own(*arguments: str) -> int:
+        command = [sys.executable, "-c", OWN_MEMORY, str(demo_bundle), *arguments]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    saved = 1024 * (own() - own(str(prepacked)))
+    assert saved > 0.6 * (demo_bundle / "int8.bin").stat().st_size
+
+
+def test_files_of_another_machine_are_refused(prepacked: Path) -> None:
+    listing = prepacked / LISTING
+    good = listing.read_text()
+    try:
+        for what in ("processor", "onnxruntime"):
+            listing.write_text(json.dumps({**json.loads(good), what: "another"}))
+            with pytest.raises(UsageError, match=f"saved for another {what}.*--share-weights"):
+                check_prepacked(prepacked)
+        for text in ("", "[]", "{}"):
+            listing.write_text(text)
+            with pytest.raises(BundleError, match="cannot be read"):
+                check_prepacked(prepacked)
+    finally:
+        listing.write_text(good)
+
+
+def test_altered_files_are_refused(prepacked: Path) -> None:
+    weights = prepacked / "int4.bin"
+    data = weights.read_bytes()
+    try:
+        weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(BundleError, match=r"int4\.bin: missing or altered"):
+            check_prepacked(prepacked)
+    finally:
+        weights.write_bytes(data)
+
+
+def test_they_are_for_a_cpu(demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match="prepacked"):
+        load(demo_bundle, provider="cuda", prepacked=tmp_path)
+    options = ["--repository", str(tmp_path), "--name", "m", "--provider", "cuda", "--share-weights"]
+    assert triton_main([str(demo_bundle), *options]) == 2
+    assert "--share-weights is for ONNX Runtime on a CPU" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
