@@ -14,6 +14,7 @@ import triton_python_backend_utils as pb_utils  # exists inside the server only
 from quasar.engines.errors import QuasarError, first_line
 from quasar.runtime.generate import Model
 from quasar.runtime.serving.metrics import COUNTERS, HISTOGRAMS, Tally
+from quasar.runtime.serving.relay import Relay, RelayedClient
 from quasar.runtime.serving.request import Order, read_request
 from quasar.runtime.serving.scheduler import Part, Scheduler
 from quasar.runtime.serving.settings import parse_settings
@@ -37,7 +38,8 @@ class TritonPythonModel:
         except QuasarError as error:
             raise pb_utils.TritonModelException(f"quasar: {error}") from None
         self._metrics = _Metrics(args["model_name"], args["model_version"])
-        self._scheduler = Scheduler(self._models, self._metrics)
+        self._relay = Relay(self._metrics)
+        self._scheduler = Scheduler(self._models, self._relay)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Take in requests; their responses come later."""
@@ -51,7 +53,7 @@ class TritonPythonModel:
             except Exception as error:  # it is this request's alone
                 client.fail(f"internal error: {type(error).__name__}: {first_line(error)}", usage=False)
                 continue
-            self._scheduler.submit(client.order, client)
+            self._scheduler.submit(client.order, RelayedClient(client, self._relay))
 
     def is_ready(self) -> bool:
         """Whether answers can be expected."""
@@ -60,6 +62,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """End what is open, and free everything."""
         self._scheduler.close()
+        self._relay.close()
         self._metrics.free()
         for model in self._models:
             model.close()

@@ -14,6 +14,7 @@ from quasar.engines.errors import QuasarError
 from quasar.runtime import Model, SamplingParams
 from quasar.runtime.serving import scheduler as scheduler_module
 from quasar.runtime.serving.metrics import FIRST_TOKEN, GENERATED, ROUNDS, TOKENS_PER_ROUND, Tally
+from quasar.runtime.serving.relay import Relay, RelayedClient
 from quasar.runtime.serving.request import Order
 from quasar.runtime.serving.scheduler import Part, Scheduler
 from quasar.runtime.serving.settings import Settings
@@ -257,3 +258,42 @@ def test_siblings_share_weights(models: list[Model]) -> None:
     first, second = (model.engines["int8"] for model in models)
     assert first._session is second._session  # type: ignore[attr-defined]
     assert first._caches[0].ctypes.data != second._caches[0].ctypes.data  # type: ignore[attr-defined]
+
+
+def test_a_relay_keeps_the_order_and_survives_what_fails() -> None:
+    relay = Relay(Log())
+    heard, deaf = Listener(), Listener(deaf=True)
+    for client in (RelayedClient(deaf, relay), RelayedClient(heard, relay)):
+        assert not client.is_cancelled()
+        for number in range(20):
+            client.send(Part(str(number), [number]))
+        client.fail("that was it", True)
+    relay.close()
+    assert heard.ids == list(range(20))
+    assert heard.error == deaf.error == ("that was it", True)
+
+
+def test_who_cannot_be_reached_counts_as_gone() -> None:
+    relay = Relay(Log())
+    client = RelayedClient(Listener(deaf=True), relay)
+    assert not client.is_cancelled()
+    client.send(Part("x", [1]))
+    relay.close()
+    assert client.is_cancelled()
+
+
+def test_answers_through_a_relay(models: list[Model], log: Log) -> None:
+    relay = Relay(log)
+    scheduler = Scheduler(models, relay)
+    gone, other = Listener(cancel_after=2), Listener()
+    scheduler.submit(order(models[0], QUESTIONS[0], max_new_tokens=3000, ignore_eos=True), RelayedClient(gone, relay))
+    one = order(models[0], QUESTIONS[1], max_new_tokens=60)
+    scheduler.submit(one, RelayedClient(other, relay))
+    assert gone.over.wait(60)
+    assert other.over.wait(60)
+    scheduler.close()
+    relay.close()
+    assert gone.left
+    assert len(gone.ids) < 1500
+    assert other.ids == models[0].answer(one.prompt, one.params).finish().ids
+    assert log.counts[GENERATED.name] >= len(gone.ids) + len(other.ids)

@@ -47,14 +47,8 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.counts: dict[str, int] = {}
-        self.observations: dict[str, list[float]] = {}
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin again."""
         self.counts = dict.fromkeys((spec.name for spec in COUNTERS), 0)
-        self.observations = {spec.name: [] for spec in HISTOGRAMS}
+        self.observations: dict[str, list[float]] = {spec.name: [] for spec in HISTOGRAMS}
 
     @property
     def empty(self) -> bool:

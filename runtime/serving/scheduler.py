@@ -234,7 +234,7 @@ class Scheduler:
     def _report(self) -> None:
         with contextlib.suppress(Exception):  # answers matter more than their count
             self._reporter.report(self._tally)
-        self._tally.clear()
+        self._tally = Tally()
         self._reported = time.perf_counter()
 
 

@@ -1,0 +1,85 @@
+"""Messages to clients in a thread of their own: they wait for another process, and engines run meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+
+from quasar.runtime.serving.metrics import Tally
+from quasar.runtime.serving.scheduler import Client, Part, Reporter
+
+
+class Relay:
+    """Passes messages on in the order in which they come.
+
+    Args:
+        reporter: takes the metrics.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._messages: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="quasar-relay", daemon=True)
+        self._thread.start()
+
+    def post(self, message: Callable[[], object]) -> None:
+        """Have a function called by and by; what it raises is lost."""
+        self._messages.put(message)
+
+    def report(self, tally: Tally) -> None:
+        """See `Reporter.report`."""
+        self.post(lambda: self._reporter.report(tally))
+
+    def close(self) -> None:
+        """Pass on what is left, and end."""
+        self._messages.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (message := self._messages.get()) is not None:
+            with contextlib.suppress(Exception):  # the others' messages go on
+                message()
+
+
+class RelayedClient:
+    """A client that is talked to through a relay, and so does not keep the engines waiting.
+
+    Whether it went away is asked again each time somebody wants to know, who gets what is known by then: a turn later.
+    """
+
+    def __init__(self, client: Client, relay: Relay) -> None:
+        self._client = client
+        self._relay = relay
+        self._gone: bool | None = None
+
+    def is_cancelled(self) -> bool:
+        """See `Client.is_cancelled`."""
+        if self._gone is None:  # the first time nothing is known
+            self._ask()
+        else:
+            self._relay.post(self._ask)
+        return bool(self._gone)
+
+    def _ask(self) -> None:
+        self._gone = self._gone or self._client.is_cancelled()
+
+    def send(self, part: Part) -> None:
+        """See `Client.send`."""
+        self._relay.post(lambda: self._send(part))
+
+    def _send(self, part: Part) -> None:
+        try:
+            self._client.send(part)
+        except Exception:
+            self._gone = True  # who cannot be reached wants no more
+            raise
+
+    def fail(self, message: str, usage: bool) -> None:
+        """See `Client.fail`."""
+        self._relay.post(lambda: self._client.fail(message, usage))
+
+    def leave(self) -> None:
+        """See `Client.leave`."""
+        self._relay.post(self._client.leave)
