@@ -1,7 +1,7 @@
 """Many answers in one thread: the open ones take turns, the others wait in order of arrival.
 
-A turn is one round. Where rounds are shorter than `TURN_SECONDS`, as those of a very small model, it is as many as begin in that
-time: what lies between two turns, messages to clients and another sequence's cache, would cost as much as such a round.
+A turn is one round. Where a round is shorter than `SHORT_ROUND`, as those of a very small model, it is as many as begin within
+`TURN_SECONDS`: what lies between two turns, messages to clients and another sequence's cache, would cost as much as such a round.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from quasar.runtime.serving.request import Order
 UNLOADED = "the model is being unloaded; ask again later"
 REPORT_SECONDS = 0.5
 """How often metrics are reported: a report takes time away from answers."""
-TURN_SECONDS = 0.01
+SHORT_ROUND = 0.005
+TURN_SECONDS = 0.025
 
 
 @dataclass(frozen=True)
@@ -188,18 +189,18 @@ class Scheduler:
     def _turn(self, job: _Job) -> bool:
         """A turn of an answer; False when that was its end. Whatever goes wrong is said to its own client."""
         try:
-            waited = job.generation is None and time.perf_counter() - job.arrival > TURN_SECONDS
-            if waited and job.client.is_cancelled():
+            now = time.perf_counter()
+            first, end = job.generation is None, now + TURN_SECONDS
+            if first and now - job.arrival > SHORT_ROUND and job.client.is_cancelled():  # while it waited
                 job.client.leave()
                 return False
-            end = time.perf_counter() + TURN_SECONDS
-            first = job.generation is None
             while True:
                 self._round(job)
                 if first:
                     job.tell()
                     first = False
-                if job.done or time.perf_counter() >= end:
+                before, now = now, time.perf_counter()
+                if job.done or now - before >= SHORT_ROUND or now >= end:
                     break
             return self._finish_turn(job)
         except UsageError as error:
