@@ -50,7 +50,8 @@ def print_summary(
         if name not in manifest.thresholds and agreement < WEAK_DRAFT:
             few = f"{name} agrees with the model on {agreement:.0%} of the tokens"
             print(f"  warning: {few}; most of what it drafts will be rejected", file=sys.stderr)
-    print(f'try: quasar-generate {shlex.quote(str(output))} "..."')
+    backend = " --backend onnxruntime" if unrun else ""  # what runs on this machine
+    print(f'try: quasar-generate {shlex.quote(str(output))} "..."{backend}')
 
 
 def _figures(gate: Mapping[str, Any]) -> tuple[str, ...]:

@@ -427,6 +427,7 @@ def test_figures_of_a_plan_that_did_not_run_are_said_to_be_the_graphs(tmp_path: 
     arguments = ["--model", "demo", "--engines", "float", "--backend", RTX, "--max-length", "64", "--num-samples", "4"]
     assert export_main([*arguments, "--output", str(tmp_path / "bundle")]) == 0
     printed = capsys.readouterr().out
+    assert printed.rstrip().endswith('"..." --backend onnxruntime')
     assert "float.plan: not run here (there is no NVIDIA driver on this machine); the figures are those of the graphs" in printed
 
 
