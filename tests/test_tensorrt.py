@@ -229,6 +229,18 @@ def test_score_leaves_the_logits_on_the_device_until_asked(single: SmallModel) -
     np.testing.assert_array_equal(logits, engine.forward(*one(IDS[:6], 0, [0, 5])))
 
 
+def test_logits_that_are_asked_for_row_by_row_are_copied_once(single: SmallModel) -> None:
+    """As sampling does; in a graph's launches too."""
+    rig = Rig(single, usual_profiles(single))
+    engine = rig.load()
+    for _ in range(4):
+        scores = engine.score(*one(IDS[:6], 0, [0, 5]))
+        rig.cuda.copied["DeviceToHost"] = 0
+        rows = [scores.logits()[0, row].copy() for row in range(2)]
+        assert rig.cuda.copied["DeviceToHost"] == 2 * 97 * 4
+    np.testing.assert_array_equal(rows, engine.forward(*one(IDS[:6], 0, [0, 5]))[0])
+
+
 def test_only_the_small_inputs_cross_to_the_device(single: SmallModel) -> None:
     rig = Rig(single, usual_profiles(single))
     engine = rig.load()
@@ -240,6 +252,7 @@ def test_only_the_small_inputs_cross_to_the_device(single: SmallModel) -> None:
 def test_scores_of_an_earlier_pass_keep_their_tokens_and_refuse_their_logits(single: SmallModel) -> None:
     engine, reference = Rig(single, usual_profiles(single)).load(), single.reference()
     scores = engine.score(*one(IDS[:6], 0, [5]))
+    scores.logits()  # that they were copied does not keep them: the next pass's go into the same buffer
     engine.score(*one(IDS[10:16], 0, [5]))
     expected = reference.score(*one(IDS[:6], 0, [5]))
     assert scores.best(0, 0) == expected.best(0, 0)
