@@ -18,7 +18,7 @@ from fake_cuda import FakeCuda, cudaError_t
 from fake_tensorrt import FakeTensorRt, profile
 from plans import REBUILD, Rig, SmallModel, small_model, usual_profiles
 
-from quasar.engines.cuda import Device, DeviceMemoryError
+from quasar.engines.cuda import Device, DeviceMemoryError, has_gpu
 from quasar.engines.errors import BundleError, QuasarError, UsageError
 from quasar.engines.manifest import EngineEntry
 from quasar.engines.plan_shapes import cache_bytes, choose_profile, context_length
@@ -224,6 +224,30 @@ def test_logits_that_do_not_fit_leave_the_engine_usable(single: SmallModel) -> N
     np.testing.assert_array_equal(engine.forward(*call), expected)
 
 
+def test_logits_that_the_host_does_not_lock_leave_the_engine_usable(single: SmallModel) -> None:
+    rig = Rig(single, (profile(1, 4, 64), profile(1, 32, 64)))
+    engine = rig.load()
+    call = (np.arange(4)[None], np.zeros(1, np.int64), np.array([[3]]))
+    many = (np.arange(20)[None], np.zeros(1, np.int64), np.arange(20)[None])
+    expected, blocks = engine.forward(*call).copy(), set(rig.cuda.blocks)
+    for error, kind, part in (
+        (
+            "cudaErrorMemoryAllocation",
+            DeviceMemoryError,
+            "need 0.00 GiB of page-locked memory, which the host does not give; ask",
+        ),
+        ("cudaErrorLaunchFailure", QuasarError, "cudaHostAlloc failed"),
+    ):
+        rig.cuda.fail["cudaHostAlloc"] = cudaError_t[error]
+        with pytest.raises(QuasarError, match=part) as caught:
+            engine.forward(*many)
+        assert type(caught.value) is kind
+        assert set(rig.cuda.blocks) == blocks
+        np.testing.assert_array_equal(engine.forward(*call), expected)
+    rig.cuda.fail.clear()
+    np.testing.assert_array_equal(engine.forward(*many), single.reference().forward(*many))
+
+
 @pytest.mark.parametrize(
     ("cuda", "error", "part"),
     [
@@ -249,6 +273,22 @@ def test_a_machine_that_cannot_run_plans_says_why(cuda: FakeCuda, error: str | N
         Device(cuda)
     assert part in str(caught.value)
     assert str(caught.value).endswith("or use --backend onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        ("cudaGetDeviceCount", "cudaErrorNoDevice"),
+        ("cudaSetDevice", "cudaErrorMemoryAllocation"),
+        ("cudaSetDevice", "cudaErrorLaunchFailure"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_none(monkeypatch: pytest.MonkeyPatch, function: str, error: str) -> None:
+    cuda = FakeCuda()
+    monkeypatch.setattr("quasar.engines.cuda.load_runtime", lambda: cuda)
+    assert has_gpu()
+    cuda.fail[function] = cudaError_t[error]
+    assert not has_gpu()
 
 
 def test_a_device_says_what_it_is() -> None:
