@@ -205,7 +205,7 @@ class FakeTensorRt:
         contexts: that were made, in order.
         executed: (profile, batch, length, rows, context) of each pass that ran.
         enqueued: passes that were put into a stream or recorded.
-        validity: what TensorRT-RTX says of every plan, (name, diagnostics).
+        validity: what TensorRT-RTX says of every plan, (name, diagnostics), while it logs `validity_text`.
     """
 
     TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
@@ -227,6 +227,7 @@ class FakeTensorRt:
         self.refuse_pass = self.unrecordable = self.refuse_refit = False
         self.host_code_allowed = False
         self.validity = ("VALID", 0)
+        self.validity_text = ""
         self._logger: Any = None
         if rtx:
             self.CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
@@ -275,6 +276,8 @@ class _Runtime:
 
     def get_engine_validity(self, content: Any) -> tuple[Any, int]:
         validity, diagnostics = self._library.validity
+        if self._library.validity_text:
+            self._library.log(self._library.validity_text)
         return self._library.EngineValidity[validity], diagnostics
 
     def deserialize_cuda_engine(self, content: Any) -> Engine | None:

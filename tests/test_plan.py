@@ -84,6 +84,27 @@ def test_another_gpu_is_refused(single: SmallModel) -> None:
     Rig(single, usual_profiles(single), cuda=FakeCuda(capability="12.0"), changes={"compute_capabilities": ()}).load()
 
 
+def test_whether_a_plan_runs_on_another_gpu_is_for_tensorrt_rtx_to_say(single: SmallModel) -> None:
+    changes = {"compute_capabilities": ("8.6", "12.0")}
+    rig = Rig(single, usual_profiles(single), True, FakeCuda(capability="12.1"), changes)
+    rig.load()
+    refused = Rig(single, usual_profiles(single), True, FakeCuda(capability="12.1"), changes)
+    refused.library.validity = ("INVALID", 2)
+    message = refusal(refused, BundleError)
+    assert message.endswith(f": built for GPUs of compute capability 8.6, 12.0, and Fake GPU has 12.1; build it again: {REBUILD}")
+
+
+def test_what_tensorrt_rtx_logs_of_an_invalid_plan_is_said(single: SmallModel) -> None:
+    rig = Rig(single, usual_profiles(single), rtx=True)
+    rig.library.validity = ("INVALID", 0)
+    rig.library.validity_text = "Error Code 6: API Usage Error\n(the tag does not match)"
+    message = refusal(rig, BundleError)
+    assert message == (
+        f"{single.plan}: tensorrt-rtx says that it is not valid here: Error Code 6: API Usage Error (the tag does not match); "
+        f"build it again: {REBUILD}"
+    )
+
+
 @pytest.mark.parametrize(
     ("diagnostics", "kind", "part"),
     [
@@ -91,10 +112,10 @@ def test_another_gpu_is_refused(single: SmallModel) -> None:
         (8, UsageError, "update tensorrt-rtx and cuda-python"),
         (32, BundleError, f"this is not a whole plan; build it again: {REBUILD}"),
         (1, BundleError, f"built by another version of tensorrt-rtx; build it again: {REBUILD}"),
-        (2, BundleError, f"not built for this kind of GPU; build it again: {REBUILD}"),
+        (2, BundleError, f"built for GPUs of compute capability 8.9, and Fake GPU has 8.9; build it again: {REBUILD}"),
         (16, DeviceMemoryError, "too little memory for this plan"),
         (64, QuasarError, "CUDA failed"),
-        (0, BundleError, f"not valid here, and not why; build it again: {REBUILD}"),
+        (0, BundleError, f"not valid here: it does not say why; build it again: {REBUILD}"),
         (1 | 4, UsageError, "update the driver"),  # another plan would not help
     ],
 )
@@ -208,6 +229,22 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(single: SmallM
     message = refusal(rig, DeviceMemoryError)
     assert "(weights 0.00, cache 0.00) and 0.00 of 0.00 are free; export with a smaller --max-length" in message
     assert not message.endswith("--max-batch")
+
+
+def test_weights_that_a_plan_gets_from_its_graph_count_as_its_own(single: SmallModel, tmp_path: Path) -> None:
+    copy = SmallModel(tmp_path, single.entry)
+    for name in ("engine.onnx", "engine.bin"):
+        (tmp_path / name).write_bytes((single.folder / name).read_bytes())
+    files = ("engine.plan", "engine.onnx", "engine.bin")
+    weights, cache = (tmp_path / "engine.bin").stat().st_size, cache_bytes(single.entry)
+    for stripped, loads in ((True, False), (False, True)):
+        rig = Rig(copy, usual_profiles(copy), changes={"stripped": stripped, "files": files})
+        rig.cuda.total = cache + weights + copy.plan.stat().st_size - 1
+        if loads:
+            rig.load()
+        else:
+            rig.library.Runtime = None  # type: ignore[method-assign,assignment]  # not to be read
+            refusal(rig, DeviceMemoryError)
 
 
 def test_logits_that_do_not_fit_leave_the_engine_usable(single: SmallModel) -> None:
