@@ -29,12 +29,14 @@ class OpenPlan:
         engine: its `ICudaEngine`.
         log: what it says; has to live as long as `runtime`, which has to live as long as `engine`.
         runtime: its `Runtime`.
+        kernels: what TensorRT-RTX compiles for its contexts, which they share and which has to outlive them; None of TensorRT.
     """
 
     library: Any
     engine: Any
     log: Log
     runtime: Any
+    kernels: Any
 
 
 def plan_of(entry: EngineEntry) -> PlanEntry:
@@ -84,7 +86,8 @@ def open_plan(path: Path, graph: Path, entry: EngineEntry, rebuild: str, library
         engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         raise BundleError(f"{path}: {plan.library} cannot load it: {log.first_error() or 'it does not say why'}; {again}")
-    opened = OpenPlan(library, engine, log, runtime)
+    compiles = plan.library == "tensorrt-rtx"
+    opened = OpenPlan(library, engine, log, runtime, engine.create_runtime_config().create_runtime_cache() if compiles else None)
     if plan.stripped:
         _refit(path, graph, opened, again)
     _check_tensors(path, entry, opened, again)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fake_context
 import fake_tensorrt
 import numpy as np
 import pytest
@@ -411,16 +412,18 @@ def test_the_fake_tensorrt_has_nothing_that_the_real_one_lacks() -> None:
             if issubclass(value, enum.IntEnum):
                 assert {member.name: int(member) for member in value} == {n: int(real[n]) for n in value.__members__}
     assert {member.name for member in fake.ILogger.Severity} <= set(library.ILogger.Severity.__members__)
-    assert {member.name for member in fake_tensorrt.DataType} <= set(library.DataType.__members__)
+    assert {member.name for member in fake_context.DataType} <= set(library.DataType.__members__)
     engine = [name for name in vars(fake_tensorrt.Engine) if name.startswith(("get_", "num_", "create_"))]
-    context = [name for name in vars(fake_tensorrt.Context) if name.startswith(("set_", "get_", "execute_"))]
+    context = [name for name in vars(fake_context.Context) if name.startswith(("set_", "get_", "execute_"))]
     used = {
         library.ICudaEngine: [*engine, "device_memory_size_v2"],
         library.IExecutionContext: context,
         library.Runtime: ["get_engine_validity", "deserialize_cuda_engine", "engine_host_code_allowed"],
         library.Refitter: ["refit_cuda_engine", "get_missing_weights"],
         library.OnnxParserRefitter: ["refit_from_file"],
-        library.IRuntimeConfig: ["set_execution_context_allocation_strategy", "cuda_graph_strategy"],
+        library.IRuntimeConfig: [
+            *("set_execution_context_allocation_strategy", "cuda_graph_strategy", "create_runtime_cache", "set_runtime_cache")
+        ],
     }
     for owner, names in used.items():
         assert [name for name in names if not hasattr(owner, name)] == []
