@@ -13,6 +13,8 @@ from quasar.engines.plan_shapes import PassShape
 
 Key = tuple[int, PassShape]
 """A profile's index, and a shape."""
+MOST_KEPT = 32
+"""Shapes with a context of their own, each of which holds some memory."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,16 @@ class RecurringPasses:
         eager: the context of each profile, for shapes that have come only once.
         create: makes another context of a profile; it works in the memory that all of them share, because they take turns.
         records: record what TensorRT does as a graph; False for TensorRT-RTX, see `PlanContext`.
-        limit: contexts that are kept; the one that was not used for the longest time goes first. Each holds some memory.
+        limit: contexts that are kept; the one that was not used for the longest time goes first.
     """
 
     def __init__(
-        self, stream: Stream, eager: Sequence[PlanContext], create: Callable[[int], PlanContext], records: bool, limit: int = 32
+        self,
+        stream: Stream,
+        eager: Sequence[PlanContext],
+        create: Callable[[int], PlanContext],
+        records: bool,
+        limit: int = MOST_KEPT,
     ) -> None:
         self._stream = stream
         self._eager = eager
