@@ -82,6 +82,8 @@ def open_bundle(root: str | os.PathLike[str], verify: bool = False) -> Bundle:
         BundleError: what is there is not a whole bundle; the message names the file.
     """
     root = Path(root)
+    if root.is_file():
+        raise UsageError(f"{root}: a file, not a bundle; give the directory that quasar-export wrote")
     if not root.is_dir():
         raise UsageError(f"{root}: no such bundle; write one with quasar-export --output {root}")
     try:
@@ -126,10 +128,15 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def describe_file(root: Path, path: Path) -> BundleFile:
+    """A file under `root`, with size and hash."""
+    return BundleFile(path.relative_to(root).as_posix(), path.stat().st_size, file_sha256(path))
+
+
 def list_files(root: Path) -> tuple[BundleFile, ...]:
     """Every file under `root`, with size and hash."""
     paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return tuple(BundleFile(path.relative_to(root).as_posix(), path.stat().st_size, file_sha256(path)) for path in paths)
+    return tuple(describe_file(root, path) for path in paths)
 
 
 def write_manifest(root: Path, manifest: Manifest) -> None:

@@ -37,10 +37,10 @@ def load_runtime() -> Any:
 
 
 def has_gpu() -> bool:
-    """Whether plans can run on this machine."""
+    """Whether plans can run on this machine: a GPU that is there and fails, because it is full, is none."""
     try:
         Device()
-    except UsageError:
+    except QuasarError:
         return False
     return True
 

@@ -1,61 +1,112 @@
-"""CUDA graphs of the passes that recur: launching one is one call instead of one for each kernel."""
+"""Passes that recur, each in a context of its own and as a CUDA graph: one launch instead of one for each kernel."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from quasar.engines.cuda import Graph, Stream
 from quasar.engines.errors import QuasarError
+from quasar.engines.plan_context import PlanContext
+from quasar.engines.plan_shapes import PassShape
+
+Key = tuple[int, PassShape]
+"""A profile's index, and a shape."""
+MOST_KEPT = 32
+"""Shapes with a context of their own, each of which holds some memory."""
 
 
-class GraphCache:
-    """Runs work by its key; what comes a second time is recorded, and launched from then on.
+@dataclass(frozen=True)
+class _Kept:
+    """A context that never sees another shape, and its graph; None where the library makes one itself, or none can be made."""
+
+    context: PlanContext
+    graph: Graph | None
+
+    def close(self) -> None:
+        """Free both; the graph first, because what it launches belongs to the context."""
+        if self.graph is not None:
+            self.graph.close()
+        self.context.close()
+
+
+class RecurringPasses:
+    """Runs passes by profile and shape; from the second time on, in a context that is kept for this shape.
+
+    A context changes inside when its shape does: a graph that was recorded from it is then no longer right, and TensorRT-RTX,
+    which makes graphs itself, makes a new one. The passes of a chain change their shape nearly every round.
 
     Args:
-        stream: where the work goes.
-        limit: graphs that are kept; the one that was not used for the longest time goes first. Each holds some memory.
+        stream: where the passes go.
+        eager: the context of each profile, for shapes that have come only once.
+        create: makes another context of a profile; it works in the memory that all of them share, because they take turns.
+        records: record what TensorRT does as a graph; False for TensorRT-RTX, see `PlanContext`.
+        limit: contexts that are kept; the one that was not used for the longest time goes first.
     """
 
-    def __init__(self, stream: Stream, limit: int = 64) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        eager: Sequence[PlanContext],
+        create: Callable[[int], PlanContext],
+        records: bool,
+        limit: int = MOST_KEPT,
+    ) -> None:
         self._stream = stream
+        self._eager = eager
+        self._create = create
+        self._records = records
         self._limit = limit
-        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
-        self._seen: set[Hashable] = set()
-        self._unrecordable: set[Hashable] = set()
+        self._kept: OrderedDict[Key, _Kept] = OrderedDict()
+        self._seen: set[Key] = set()
+        self._refused: set[Key] = set()
 
-    def run(self, key: Hashable, work: Callable[[], None]) -> None:
-        """Do `work`, or launch the graph of it.
-
-        Args:
-            key: stands for everything that `work` reads from the host: shapes, addresses, profile.
+    def run(self, index: int, shape: PassShape) -> None:
+        """Put a pass into the stream. The pass before must be done: what it ran in may be freed.
 
         Raises:
-            QuasarError: the work failed. That it cannot be recorded is no failure: it is then done each time.
+            QuasarError: the pass failed. That it gets no context or graph of its own is no failure: it is run without.
         """
-        if key in self._graphs:
-            self._graphs.move_to_end(key)
-            self._stream.launch(self._graphs[key])
-            return
-        # also before recording: TensorRT puts off what a new shape needs until the next pass, and some of that cannot be recorded
-        work()
-        if key not in self._seen:
+        key = (index, shape)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            kept = self._kept[key]
+            if kept.graph is None:
+                kept.context.enqueue(shape)
+            else:
+                self._stream.launch(kept.graph)
+        elif key in self._seen and key not in self._refused:
+            self._keep(key)
+        else:
             self._seen.add(key)
-        elif key not in self._unrecordable:
-            self._record(key, work)
+            self._eager[index].enqueue(shape)
 
     def clear(self) -> None:
-        """Destroy all graphs, because what they were recorded with is no longer so; they are recorded again when next used."""
-        while self._graphs:
-            self._graphs.popitem()[1].close()
-        self._unrecordable.clear()
+        """Free all graphs and contexts, because addresses have changed; they are made again when their shapes come next."""
+        while self._kept:
+            self._kept.popitem()[1].close()
+        self._refused.clear()
 
-    def _record(self, key: Hashable, work: Callable[[], None]) -> None:
+    def _keep(self, key: Key) -> None:
+        """Run a pass in a new context, and record the passes that follow."""
+        index, shape = key
+        while len(self._kept) >= self._limit:
+            oldest, kept = self._kept.popitem(last=False)
+            kept.close()
+            self._seen.discard(oldest)  # where more shapes take turns than are kept, not each pass shall make a context
         try:
-            graph = self._stream.record(work)
-        except QuasarError:  # nothing of it ran, and `work` has just shown that it can
-            self._unrecordable.add(key)
+            context = self._create(index)
+        except QuasarError:  # mostly for want of memory, of which the context of the profile has its own
+            self._refused.add(key)
+            self._eager[index].enqueue(shape)
             return
-        if len(self._graphs) >= self._limit:
-            self._graphs.popitem(last=False)[1].close()
-        self._graphs[key] = graph
+        # before recording: TensorRT puts off what a new shape needs until the next pass, and some of that cannot be recorded
+        context.enqueue(shape)
+        self._kept[key] = _Kept(context, self._record(context, shape) if self._records else None)
+
+    def _record(self, context: PlanContext, shape: PassShape) -> Graph | None:
+        try:
+            return self._stream.record(lambda: context.enqueue(shape))
+        except QuasarError:  # nothing of it ran, and the pass has just shown that it can
+            return None

@@ -16,7 +16,7 @@ def atomic_directory(output: Path) -> Iterator[Path]:
 
     A directory that was at `output` stays until the new one is whole; whether it may be replaced is for the caller to check.
     """
-    output = output.absolute()
+    output = output.resolve()  # the directory that a link points to is replaced, not the link
     made = [parent for parent in output.parents if not parent.exists()]
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
@@ -34,7 +34,6 @@ def atomic_directory(output: Path) -> Iterator[Path]:
 
 
 def _replace_directory(new: Path, output: Path) -> None:
-    output = output.resolve()  # the directory that a link points to is replaced, not the link
     if not output.exists():
         new.rename(output)
         return

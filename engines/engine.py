@@ -89,13 +89,16 @@ class DeviceScores:
     Args:
         best: int64 [B, R].
         confidence: float32 [B, R].
-        logits: copies the logits to the host, float32 [B, R, V]; raises QuasarError once another pass has run.
+        check: raises QuasarError once another pass has run.
+        copy: copies the logits to the host, float32 [B, R, V]; done once, however many rows are asked for one by one.
     """
 
-    def __init__(self, best: Int64, confidence: Float32, logits: Callable[[], Float32]) -> None:
+    def __init__(self, best: Int64, confidence: Float32, check: Callable[[], None], copy: Callable[[], Float32]) -> None:
         self._best = best
         self._confidence = confidence
-        self._logits = logits
+        self._check = check
+        self._copy = copy
+        self._logits: Float32 | None = None
 
     def best(self, slot: int, row: int) -> int:
         """See `Scores.best`."""
@@ -107,7 +110,10 @@ class DeviceScores:
 
     def logits(self) -> Float32:
         """See `Scores.logits`."""
-        return self._logits()
+        self._check()  # also of a copy: its buffer may be that of the pass that has run since
+        if self._logits is None:
+            self._logits = self._copy()
+        return self._logits
 
 
 class Engine(Protocol):

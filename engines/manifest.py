@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from quasar.engines.errors import BundleError
 
 FORMAT_VERSION = 1
+ENGINE_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 LIBRARIES = ("tensorrt", "tensorrt-rtx")
 """What builds and runs plans."""
 # a manifest that asks for more than this is not one that an export wrote
@@ -161,6 +163,8 @@ class _Reader:
 
 
 def _parse_engine(name: str, value: Any, where: str) -> EngineEntry:
+    if not ENGINE_NAME.fullmatch(name):  # files are named by it
+        raise BundleError(f"{where}: engine {name[:80]!r} has a name that no export gives; do not load it")
     r = _Reader(value, f"{where}: engine {name}")
     return EngineEntry(
         name=name,

@@ -109,7 +109,9 @@ def check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) ->
     switch = {"precise"} & set(found) if entry.precision == SWITCHED else set()
     cache_type = next((value.type for name, value in found.items() if name in expected), "")
     if set(found) - {"best", "confidence"} != {*expected, *inputs, *switch, "logits"} or cache_type not in CACHE_TYPES:
-        raise BundleError(f"{path}: its inputs and outputs are not those of a {entry.num_hidden_layers}-layer engine")
+        raise BundleError(
+            f"{path}: its inputs and outputs are not those of a {entry.num_hidden_layers}-layer engine; export it again"
+        )
     for name, shape in expected.items():
         batch = found[name].shape[0]
         if (batch == 1) != (entry.max_batch == 1) or list(found[name].shape[1:]) != shape or found[name].type != cache_type:

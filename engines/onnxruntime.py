@@ -137,12 +137,11 @@ class OnnxEngine:
         self._seconds += self._run(binding)
         number, logits = self._passes, self._device_logits
 
-        def fetch() -> Float32:
+        def check() -> None:
             if number != self._passes:
                 raise QuasarError(f"engine {self._spec.name}: these logits are gone, another pass has run since; ask before it")
-            return np.asarray(logits.numpy(), dtype=np.float32)
 
-        return DeviceScores(best, confidence, fetch)
+        return DeviceScores(best, confidence, check, lambda: np.asarray(logits.numpy(), dtype=np.float32))
 
     def run(self, tokens: Int64, start: Int64, rows: Int64, precise: bool = True) -> tuple[Float32, float]:
         """(logits as of `forward`, seconds inside ONNX Runtime).

@@ -29,12 +29,14 @@ class OpenPlan:
         engine: its `ICudaEngine`.
         log: what it says; has to live as long as `runtime`, which has to live as long as `engine`.
         runtime: its `Runtime`.
+        kernels: what TensorRT-RTX compiles for its contexts, which they share and which has to outlive them; None of TensorRT.
     """
 
     library: Any
     engine: Any
     log: Log
     runtime: Any
+    kernels: Any
 
 
 def plan_of(entry: EngineEntry) -> PlanEntry:
@@ -69,23 +71,23 @@ def open_plan(path: Path, graph: Path, entry: EngineEntry, rebuild: str, library
     plan = plan_of(entry)
     again = f"build it again: {rebuild}"
     _check_version(path, plan, library.__version__, again)
-    if plan.compute_capabilities and device.compute_capability not in plan.compute_capabilities:
-        raise BundleError(
-            f"{path}: built for GPUs of compute capability {', '.join(plan.compute_capabilities)}, and {device.name} has "
-            f"{device.compute_capability}; {again}"
-        )
-    require_memory(device, entry, {"weights": path.stat().st_size, "cache": cache_bytes(entry)})
+    other_gpu = BundleError(f"{path}: {_built_for(plan, device)}; {again}")
+    # of a plan of TensorRT-RTX it is asked itself: kernels for 12.0 run on 12.1, too
+    if plan.library == "tensorrt" and plan.compute_capabilities and device.compute_capability not in plan.compute_capabilities:
+        raise other_gpu
+    require_memory(device, entry, {"weights": _weight_bytes(path, graph, plan), "cache": cache_bytes(entry)})
     log = Log(library)
     runtime = library.Runtime(log.logger)
     if plan.version_compatible:
         runtime.engine_host_code_allowed = True  # it brings the runtime of its own version along
     with _mapped(path, again) as content:
         if plan.library == "tensorrt-rtx":
-            _check_validity(path, library, runtime.get_engine_validity(content), again)
+            _check_validity(path, library, runtime.get_engine_validity(content), log, other_gpu, again)
         engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         raise BundleError(f"{path}: {plan.library} cannot load it: {log.first_error() or 'it does not say why'}; {again}")
-    opened = OpenPlan(library, engine, log, runtime)
+    compiles = plan.library == "tensorrt-rtx"
+    opened = OpenPlan(library, engine, log, runtime, engine.create_runtime_config().create_runtime_cache() if compiles else None)
     if plan.stripped:
         _refit(path, graph, opened, again)
     _check_tensors(path, entry, opened, again)
@@ -116,6 +118,20 @@ def _lowering(entry: EngineEntry) -> str:
     return "--max-length or --max-batch" if entry.max_batch > 1 else "--max-length"
 
 
+def _built_for(plan: PlanEntry, device: Device) -> str:
+    known = f"GPUs of compute capability {', '.join(plan.compute_capabilities)}" if plan.compute_capabilities else "other GPUs"
+    return f"built for {known}, and {device.name} has {device.compute_capability}"
+
+
+def _weight_bytes(path: Path, graph: Path, plan: PlanEntry) -> int:
+    """Bytes that the weights take on the GPU; those of a plan without any come from the files beside its graph."""
+    files = [path]
+    if plan.stripped:
+        files += [graph.with_name(Path(name).name) for name in plan.files if name not in (plan.plan, plan.graph)]
+    # one that is missing is named where it is read
+    return sum(file.stat().st_size for file in files if file == path or file.is_file())
+
+
 def _check_version(path: Path, plan: PlanEntry, installed: str, again: str) -> None:
     newer = plan.version_compatible and version_numbers(installed) >= version_numbers(plan.version)
     if plan.version != installed and not newer:
@@ -132,25 +148,31 @@ def _mapped(path: Path, again: str) -> mmap.mmap:
             raise BundleError(f"{path}: the file is empty; {again}") from None
 
 
-def _check_validity(path: Path, library: Any, answer: tuple[Any, Any], again: str) -> None:
+def _check_validity(path: Path, library: Any, answer: tuple[Any, Any], log: Log, other_gpu: BundleError, again: str) -> None:
     """Refuse what TensorRT-RTX says it cannot run here; a plan that is only not the fastest is run."""
     validity, found = answer
     if validity != library.EngineValidity.INVALID:
         return
     flags = library.EngineInvalidityDiagnostics
-    refusals: tuple[tuple[Any, type[QuasarError], str], ...] = (
-        (flags.OLD_CUDA_DRIVER, UsageError, "the NVIDIA driver is too old for this plan; update the driver"),
-        (flags.OLD_CUDA_RUNTIME, UsageError, "the CUDA runtime is too old for this plan; update tensorrt-rtx and cuda-python"),
-        (flags.MALFORMED_ENGINE, BundleError, f"this is not a whole plan; {again}"),
-        (flags.VERSION_MISMATCH, BundleError, f"built by another version of tensorrt-rtx; {again}"),
-        (flags.UNSUPPORTED_CC, BundleError, f"not built for this kind of GPU; {again}"),
-        (flags.INSUFFICIENT_GPU_MEMORY, DeviceMemoryError, "the GPU has too little memory for this plan; take a smaller engine"),
-        (flags.CUDA_ERROR, QuasarError, "CUDA failed while the plan was looked at; see what nvidia-smi says"),
+    driver = "the NVIDIA driver is too old for this plan; update the driver"
+    runtime = "the CUDA runtime is too old for this plan; update tensorrt-rtx and cuda-python"
+    memory = "the GPU has too little memory for this plan; take a smaller engine"
+    failed = "CUDA failed while the plan was looked at; see what nvidia-smi says"
+    refusals: tuple[tuple[Any, QuasarError], ...] = (
+        (flags.OLD_CUDA_DRIVER, UsageError(f"{path}: {driver}")),
+        (flags.OLD_CUDA_RUNTIME, UsageError(f"{path}: {runtime}")),
+        (flags.MALFORMED_ENGINE, BundleError(f"{path}: this is not a whole plan; {again}")),
+        (flags.VERSION_MISMATCH, BundleError(f"{path}: built by another version of tensorrt-rtx; {again}")),
+        (flags.UNSUPPORTED_CC, other_gpu),
+        (flags.INSUFFICIENT_GPU_MEMORY, DeviceMemoryError(f"{path}: {memory}")),
+        (flags.CUDA_ERROR, QuasarError(f"{path}: {failed}")),
     )
-    for flag, kind, text in refusals:
+    for flag, refusal in refusals:
         if int(found) & int(flag):
-            raise kind(f"{path}: {text}")
-    raise BundleError(f"{path}: tensorrt-rtx says that it is not valid here, and not why; {again}")
+            raise refusal
+    # it may set no flag, and log the reason
+    reason = log.first_error() or "it does not say why"
+    raise BundleError(f"{path}: tensorrt-rtx says that it is not valid here: {reason}; {again}")
 
 
 def _refit(path: Path, graph: Path, opened: OpenPlan, again: str) -> None:

@@ -64,21 +64,31 @@ class PlanBuffers:
         """Make room for a pass's logits; whether they are now at another address.
 
         Raises:
-            DeviceMemoryError: there is none; the buffer is as it was.
+            DeviceMemoryError: there is none, on the GPU or of what the host may lock; the buffer is as it was.
         """
         count = shape.batch * shape.rows * self._vocab_size
         if count <= self._logits.size:
             return False
+        size = count * FLOAT
+        needs = f"engine {self._name}: the logits of {shape.rows} rows of {shape.batch} slots need {size / GIB:.2f} GiB"
+        # both before anything is given up: the contexts go on with the old ones where one is not to be had
         try:
-            address = self._device.allocate(count * FLOAT)
+            address = self._device.allocate(size)
         except DeviceMemoryError:
+            free = self._device.memory()[0] / GIB
+            raise DeviceMemoryError(f"{needs} of GPU memory, {free:.2f} are free; ask for fewer rows in one pass") from None
+        try:
+            host = self._device.pinned(size).view(np.float32)
+        except BaseException as error:
+            self._device.free(address)
+            if not isinstance(error, DeviceMemoryError):
+                raise
             raise DeviceMemoryError(
-                f"engine {self._name}: the logits of {shape.rows} rows of {shape.batch} slots need {count * FLOAT / GIB:.2f} GiB "
-                f"of GPU memory, {self._device.memory()[0] / GIB:.2f} are free; ask for fewer rows in one pass"
+                f"{needs} of page-locked memory, which the host does not give; ask for fewer rows in one pass"
             ) from None
         self._device.free(self.addresses["logits"])
         self.addresses["logits"] = address
-        self._logits = self._device.pinned(count * FLOAT).view(np.float32)
+        self._logits = host
         return True
 
     def read_best(self, shape: PassShape) -> tuple[Int64, Float32]:

@@ -21,21 +21,22 @@ class PlanContext:
         index: of the profile.
         stream: where the passes go.
         scratch: (address, bytes) of GPU memory for what lies between layers.
-        cuda_graphs: let TensorRT-RTX make CUDA graphs. It alone knows when its kernels, which it replaces by better ones
-            while they run, are the last ones; TensorRT makes none, and is recorded from outside.
+        cuda_graph: let TensorRT-RTX make a CUDA graph of the shape that it was last called with. It alone knows when its
+            kernels, which it replaces by better ones while they run, are the last ones; TensorRT makes none, and is recorded
+            from outside.
 
     Raises:
         QuasarError: TensorRT does not make the context.
     """
 
     def __init__(
-        self, opened: OpenPlan, entry: EngineEntry, index: int, stream: Stream, scratch: tuple[int, int], cuda_graphs: bool
+        self, opened: OpenPlan, entry: EngineEntry, index: int, stream: Stream, scratch: tuple[int, int], cuda_graph: bool
     ) -> None:
         self._opened = opened
         self._entry = entry
         self._stream = stream
         self._shape: PassShape | None = None
-        self._context = self._create(cuda_graphs)
+        self._context = self._create(cuda_graph)
         if self._context is None:
             raise QuasarError(f"engine {entry.name}: TensorRT makes no context for its plan: {self._reason()}")
         self._context.set_device_memory(*scratch)
@@ -72,7 +73,11 @@ class PlanContext:
             self._reshape(shape)
         self._require(self._context.execute_async_v3(self._stream.handle), "the pass is not run")
 
-    def _create(self, cuda_graphs: bool) -> Any:
+    def close(self) -> None:
+        """Free what the context has beside the scratch memory; it cannot be used afterwards. Its passes must be done."""
+        self._context = None
+
+    def _create(self, cuda_graph: bool) -> Any:
         library, engine = self._opened.library, self._opened.engine
         strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
         if not hasattr(library, "CudaGraphStrategy"):
@@ -80,7 +85,10 @@ class PlanContext:
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         graphs = library.CudaGraphStrategy
-        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if cuda_graphs else graphs.DISABLED
+        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if cuda_graph else graphs.DISABLED
+        # a kernel that was compiled for one context is not compiled again for the next
+        if self._opened.kernels is not None:
+            config.set_runtime_cache(self._opened.kernels)
         return engine.create_execution_context(config)
 
     def _reshape(self, shape: PassShape) -> None:

@@ -39,7 +39,7 @@ class PlanLayer:
     Attributes:
         name: made by the library from the nodes that it fused.
         kind: `gemm`, `kgen` (a kernel generated at loading) and others.
-        profile: index of the optimization profile that it belongs to.
+        profile: index of the optimization profile that it belongs to, where the library makes one region of the network.
     """
 
     name: str

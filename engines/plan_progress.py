@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
+
+POLL_SECONDS = 0.1
 
 
 @dataclass
@@ -59,7 +62,7 @@ class BuildProgress:
 
 
 def make_monitor(trt: Any, advance: Callable[[float], object]) -> Any:
-    """An `IProgressMonitor` of that library; `raise_interruption()` raises what ended the build, such as Ctrl-C."""
+    """An `IProgressMonitor` of that library; once its `interruption` is set, such as to Ctrl-C, the build ends."""
     progress = BuildProgress(advance)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the base class is known only now
@@ -71,7 +74,7 @@ def make_monitor(trt: Any, advance: Callable[[float], object]) -> Any:
             try:
                 call(*arguments)
             except BaseException as error:  # it must not pass through the library's own frames
-                self.interruption = error
+                self.interruption = self.interruption or error
             return self.interruption is None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
@@ -83,8 +86,33 @@ def make_monitor(trt: Any, advance: Callable[[float], object]) -> Any:
         def step_complete(self, phase_name: str, step: int) -> bool:
             return self._guard(progress.step, phase_name, step)
 
-        def raise_interruption(self) -> None:
-            if self.interruption is not None:
-                raise self.interruption
-
     return Monitor()
+
+
+def run_interruptibly(work: Callable[[], Any], monitor: Any) -> Any:
+    """What `work` gives, run in a thread of its own.
+
+    Signals reach only the main thread. In the library's own frames, Ctrl-C would come up within a callback, where it is
+    swallowed; here it asks the build to end by its monitor, and is raised when it has.
+    """
+    outcome: list[Any] = []
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = Thread(target=run, name="build")
+    thread.start()
+    while thread.is_alive():
+        try:
+            thread.join(POLL_SECONDS)
+        except BaseException as error:  # Ctrl-C again only asks again
+            monitor.interruption = error
+    if monitor.interruption is not None:
+        raise monitor.interruption
+    if failures:
+        raise failures[0]
+    return outcome[0]

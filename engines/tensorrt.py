@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quasar.engines.cuda import Device, Stream
-from quasar.engines.cuda_graphs import GraphCache
+from quasar.engines.cuda_graphs import RecurringPasses
 from quasar.engines.engine import DeviceScores, EngineSpec, Float32, Int64, Scores, check_call
 from quasar.engines.errors import QuasarError
 from quasar.engines.manifest import EngineEntry
@@ -64,27 +64,34 @@ class TensorRtEngine:
         self._seconds = 0.0
         self._passes = 0
         self._contexts: list[PlanContext] = []
+        self._recurring: RecurringPasses | None = None
         self._resources = ExitStack()
-        # TensorRT-RTX makes graphs itself, see PlanContext
-        self._records = cuda_graphs and of.library == "tensorrt"
         try:
             opened = open_plan(plan, graph, entry, rebuild, library, device)
             scratch = int(opened.engine.device_memory_size_v2)
             require_memory(device, entry, {**PlanBuffers.parts(entry, self._profiles), "activations": scratch})
-            self._stream = Stream(device)
-            self._resources.callback(self._stream.close)
-            self._buffers = PlanBuffers(device, self._stream, entry, self._profiles)
-            self._resources.callback(self._buffers.close)
+            stream = Stream(device)
+            self._resources.callback(stream.close)
+            self._buffers = buffers = PlanBuffers(device, stream, entry, self._profiles)
+            self._resources.callback(buffers.close)
             shared = device.allocate(scratch)
             self._resources.callback(device.free, shared)
-            self._graphs = GraphCache(self._stream)
-            self._resources.callback(self._graphs.clear)
+
+            # what it holds on to must not be the engine: one that is dropped is then freed at once
+            def create(index: int, cuda_graph: bool = True) -> PlanContext:
+                context = PlanContext(opened, entry, index, stream, (shared, scratch), cuda_graph)
+                context.bind(buffers.addresses)
+                return context
+
             for index, profile in enumerate(self._profiles):
-                recurs = cuda_graphs and profile.length.most <= GRAPH_LENGTH
-                context = PlanContext(opened, entry, index, self._stream, (shared, scratch), recurs)
+                context = create(index, cuda_graph=False)
+                self._resources.callback(context.close)
                 context.check_outputs(profile, str(plan), rebuild)
-                context.bind(self._buffers.addresses)
                 self._contexts.append(context)
+            if cuda_graphs:
+                # TensorRT-RTX makes graphs itself, see PlanContext
+                self._recurring = RecurringPasses(stream, self._contexts, create, records=of.library == "tensorrt")
+                self._resources.callback(self._recurring.clear)
         except BaseException:
             self.close()
             raise
@@ -111,20 +118,24 @@ class TensorRtEngine:
             best, confidence = self._buffers.read_best(shape)
         number = self._passes
 
-        def logits() -> Float32:
+        def check() -> None:
             if number != self._passes:
                 raise QuasarError(f"engine {self._spec.name}: these logits are gone, another pass has run since; ask before it")
+
+        def copy() -> Float32:
             with self._timed():
                 return self._buffers.read_logits(shape)
 
-        return DeviceScores(best, confidence, logits)
+        return DeviceScores(best, confidence, check, copy)
 
     def close(self) -> None:
         """Free the plan, the cache and all buffers; the engine cannot be used afterwards."""
         self._passes += 1
-        # the last created first: graphs, the memory that contexts work in, buffers, the stream
-        self._contexts.clear()
+        # the last created first: graphs, then the contexts they came from, the memory that these work in, buffers, the stream
         self._resources.close()
+        # with them goes the plan
+        self._contexts.clear()
+        self._recurring = None
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
@@ -144,13 +155,13 @@ class TensorRtEngine:
         index, shape = choose_profile(self._profiles, self._spec.name, batch, length, rows.shape[1], last, self._spec.max_length)
         self._passes += 1
         if self._buffers.reserve_logits(shape):
-            self._graphs.clear()
+            if self._recurring is not None:
+                self._recurring.clear()
             for each in self._contexts:
                 each.bind({"logits": self._buffers.addresses["logits"]})
         self._buffers.upload(tokens, start, rows)
-        context = self._contexts[index]
-        if self._records and length <= GRAPH_LENGTH:
-            self._graphs.run((index, shape), lambda: context.enqueue(shape))
+        if self._recurring is not None and length <= GRAPH_LENGTH:
+            self._recurring.run(index, shape)
         else:
-            context.enqueue(shape)
+            self._contexts[index].enqueue(shape)
         return shape

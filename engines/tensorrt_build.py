@@ -6,7 +6,8 @@ builder's own log, which Polygraphy's loaders keep to themselves, and Polygraphy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from quasar.engines.cuda import Device, has_gpu
 from quasar.engines.errors import BuildError, UsageError
 from quasar.engines.manifest import LIBRARIES, PlanProfile, ShapeRange
 from quasar.engines.plan_layers import PlanLayer, parse_layers
-from quasar.engines.plan_progress import make_monitor
+from quasar.engines.plan_progress import make_monitor, run_interruptibly
 from quasar.engines.tensorrt_library import Log, load_library
 
 # rows of a verification pass: the longest draft that quasar.runtime makes, and the token before it
@@ -27,6 +28,7 @@ HARMLESS = "has Int64 binding"
 UNUSED = "Unused Input"
 ADVICE = "try another version of it, or write the plan all the same with --force"
 AXES = {"input_ids": ("batch", "length"), "start": ("batch",), "rows": ("batch", "rows"), "context": ("context",)}
+TURING = "7.5"
 CACHE_AXES = ("batch",)
 """Which sizes of a profile the dynamic axes of the inputs are, in order."""
 
@@ -116,8 +118,24 @@ def check_build(options: BuildOptions) -> None:
         raise UsageError(
             "--strip-weights: the library lays weights out on a GPU, and there is none; leave it out, or use a machine with one"
         )
+    cache = options.timing_cache
+    if cache is not None and (cache.is_dir() or not os.access(cache.parent, os.W_OK)):
+        raise UsageError(f"--timing-cache {cache}: no file can be written there; give one in a folder that exists")
     log = Log(trt)
     _configure(trt, log, trt.Builder(log.logger), None, (), options)
+
+
+def check_precisions(options: BuildOptions, precisions: Iterable[str]) -> None:
+    """Refuse GPUs that engines of these precisions cannot be built for.
+
+    Raises:
+        UsageError: with what can be.
+    """
+    if TURING in options.compute_capabilities and any(precision != "float16" for precision in precisions):
+        raise UsageError(
+            f"--compute-capability {TURING}: {options.library} builds neither int8 products with float32 results nor 4-bit "
+            "weights for it; leave it out, or take only the engine float"
+        )
 
 
 def build_plan(
@@ -141,14 +159,17 @@ def build_plan(
     """
     trt = load_library(options.library)
     log = Log(trt, keep_verbose=True)
-    builder = trt.Builder(log.logger)
-    network = _parse(trt, log, builder, graph)
-    config = _configure(trt, log, builder, network, profiles, options)
     monitor = make_monitor(trt, advance)
-    config.progress_monitor = monitor
-    log.details.clear()
-    serialized = builder.build_serialized_network(network, config)
-    monitor.raise_interruption()
+    builder = trt.Builder(log.logger)
+
+    def build() -> tuple[Any, Any]:
+        network = _parse(trt, log, builder, graph)
+        config = _configure(trt, log, builder, network, profiles, options)
+        config.progress_monitor = monitor
+        log.details.clear()
+        return builder.build_serialized_network(network, config), config
+
+    serialized, config = run_interruptibly(build, monitor)
     if serialized is None:
         raise BuildError(f"{graph.name}: {options.library} {trt.__version__} cannot build it: {log.first_error()}")
     if unused := [text for text in log.warnings if UNUSED in text]:
@@ -156,9 +177,10 @@ def build_plan(
     layers = _list_layers(trt, log, serialized)
     if not options.unchecked:
         _check_layers(graph.name, layers, int8_products, len(profiles))
+    plan.unlink(missing_ok=True)  # it may be a link to another bundle's
+    plan.write_bytes(serialized)
     if options.timing_cache is not None:
         _write_timing_cache(config, options.timing_cache)
-    plan.write_bytes(serialized)
     here = (Device().compute_capability,) if options.library == "tensorrt" else ()
     return BuiltPlan(str(trt.__version__), here, layers)
 
@@ -247,17 +269,18 @@ def _check_layers(graph: str, layers: Sequence[PlanLayer], int8_products: int, p
     """TensorRT falls back to another precision in silence where it has no kernel, and the plan would be slow."""
     if int8_products and not layers:
         raise BuildError(f"{graph}: the library lists no layers of the plan, so its int8 products cannot be confirmed; {ADVICE}")
-    for profile in range(profiles):
-        found = sum(layer.is_int8_product for layer in layers if layer.profile == profile)
-        if found < int8_products:
-            raise BuildError(
-                f"{graph}: {int8_products} products are to be int8 x int8, and the plan has {found} in profile {profile}; "
-                f"the library fell back to another precision for the rest; {ADVICE}"
-            )
+    found = sum(layer.is_int8_product for layer in layers)
+    if found < int8_products * profiles:
+        raise BuildError(
+            f"{graph}: {int8_products} products are to be int8 x int8 in each of {profiles} profiles, and the plan has {found} "
+            f"in all; the library fell back to another precision for the rest; {ADVICE}"
+        )
 
 
 def _write_timing_cache(config: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    cache = config.get_timing_cache()
+    if cache is None:  # the library did not take the one that was there
+        return
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(config.get_timing_cache().serialize())
+    partial.write_bytes(cache.serialize())
     partial.replace(path)

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from quasar.engines.errors import UsageError
 from quasar.engines.manifest import LIBRARIES, Manifest
 from quasar.engines.tensorrt_build import BuildOptions
 from quasar.exporter.draft import FORMS, INT4, Draft, parse_drafts
-from quasar.exporter.rebuild import rebuild
 from quasar.exporter.summary import print_summary
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: --help and wrong options need not wait for them
@@ -24,6 +23,9 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: --help and w
 
 ONNXRUNTIME = "onnxruntime"
 GIB = 1 << 30
+MOST_GIB = 1 << 16
+OF_PLANS = ("compute_capability", "version_compatible", "strip_weights", "memory_pool", "timing_cache")
+OF_REBUILDING = ("rebuild", "backend", "force", "json", *OF_PLANS)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,28 +86,30 @@ def _add_build_options(p: argparse.ArgumentParser) -> None:
 
 
 def _build_options(args: argparse.Namespace) -> BuildOptions | None:
-    given = {
-        "--compute-capability": args.compute_capability,
-        "--version-compatible": args.version_compatible,
-        "--strip-weights": args.strip_weights,
-        "--memory-pool": args.memory_pool,
-        "--timing-cache": args.timing_cache,
-    }
     if args.backend == ONNXRUNTIME:
-        needless = [option for option, value in given.items() if value]
-        if needless:
+        if needless := _given(args, OF_PLANS):
             raise UsageError(f"{needless[0]}: it is about plans; add --backend tensorrt or --backend tensorrt-rtx")
         return None
-    wanted = (args.compute_capability or "").split(",")
+    wanted = () if args.compute_capability is None else tuple(part.strip() for part in args.compute_capability.split(","))
+    if not all(wanted):
+        raise UsageError(f"--compute-capability {args.compute_capability}: give numbers as 8.9, with commas between them")
+    if args.memory_pool is not None and not 0 < args.memory_pool < MOST_GIB:
+        raise UsageError(f"--memory-pool {args.memory_pool:g}: give GiB, more than 0 and less than {MOST_GIB}")
     return BuildOptions(
         library=args.backend,
-        compute_capabilities=tuple(part.strip() for part in wanted if part.strip()),
+        compute_capabilities=wanted,
         version_compatible=args.version_compatible,
         strip_weights=args.strip_weights,
         memory_pool=None if args.memory_pool is None else int(args.memory_pool * GIB),
         timing_cache=args.timing_cache,
         unchecked=args.force,
     )
+
+
+def _given(args: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """The options of these names that have another value than by default."""
+    defaults = parser()
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) != defaults.get_default(name)]
 
 
 def _options(args: argparse.Namespace) -> ExportOptions:
@@ -171,6 +175,7 @@ def _run(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
     begin = time.perf_counter()
     missed: Mapping[str, Sequence[str]] = {}
+    unrun: Mapping[str, str] = {}
     if args.rebuild is not None:
         output, manifest = _rebuild(args)
     else:
@@ -178,18 +183,22 @@ def _run(argv: Sequence[str] | None) -> int:
         from quasar.exporter.export import export
 
         result = export(options, _progress)
-        output, manifest, missed = result.output, result.manifest, result.missed
+        output, manifest, missed, unrun = result.output, result.manifest, result.missed, result.unrun
     if args.json:
-        print(json.dumps({"output": str(output), **dataclasses.asdict(manifest), "missed": missed}))
+        print(json.dumps({"output": str(output), **dataclasses.asdict(manifest), "missed": missed, "unrun": unrun}))
     else:
-        print_summary(output, manifest, missed, time.perf_counter() - begin)
+        print_summary(output, manifest, missed, unrun, time.perf_counter() - begin)
     return 0
 
 
 def _rebuild(args: argparse.Namespace) -> tuple[Path, Manifest]:
+    if foreign := _given(args, vars(args).keys() - set(OF_REBUILDING)):
+        raise UsageError(f"{min(foreign)}: --rebuild takes the engines of the bundle as they are, in place; leave it out")
     build = _build_options(args)
     if build is None:
         raise UsageError("--rebuild: say what is to build the plans: --backend tensorrt or --backend tensorrt-rtx")
+    from quasar.exporter.rebuild import rebuild
+
     return args.rebuild, rebuild(args.rebuild, build, _progress)
 
 

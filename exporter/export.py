@@ -35,22 +35,31 @@ from quasar.exporter.draft import ModelDraft, PrunedDraft
 from quasar.exporter.draft_model import check_draft, open_draft
 from quasar.exporter.failure import kept_on_failure
 from quasar.exporter.gate import THRESHOLDS, Figures, judge, thresholds_of
-from quasar.exporter.options import ExportOptions, Progress
-from quasar.exporter.plans import build_plans, gate_plans, open_plan_graph
+from quasar.exporter.options import ExportOptions
+from quasar.exporter.plan_gate import gate_plans, open_plan_graph
+from quasar.exporter.plans import PlanGraph, build_plans
+from quasar.exporter.progress import Progress
 from quasar.exporter.reference import Reference
 from quasar.exporter.tokenizer import copy_tokenizer, encode_messages, open_tokenizer, stop_token_ids_of
-from quasar.exporter.writer import PlanGraph, write_engines
+from quasar.exporter.writer import write_engines
 
 PACKAGES = ("quasar-toolchain", "onnxruntime", "tensorrt", "tensorrt-rtx", "onnx-ir", "torch", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written: the bundle, its manifest, and for each engine what the gate found wanting (with `force`)."""
+    """What was written.
+
+    Attributes:
+        output: the bundle.
+        missed: what the gate found wanting in each engine (with `force`).
+        unrun: why plans were not run through the gate themselves, by plan.
+    """
 
     output: Path
     manifest: Manifest
     missed: Mapping[str, Sequence[str]]
+    unrun: Mapping[str, str]
 
 
 def export(options: ExportOptions, progress: Progress) -> ExportResult:
@@ -86,6 +95,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
         if options.provider == "cuda":
             blueprints = [for_cuda(blueprint) for blueprint in blueprints]
         entries, graphs = write_engines(root, blueprints, max_length, options.max_batch, options.build is not None, progress)
+        unrun: Mapping[str, str] = {}
         with kept_on_failure(root, options.output, graphs, options.build):
             reference = Reference.measure(checkpoint, prompts.gate, progress)
             entries, figures = _gate(reference, entries, graphs, root, progress)
@@ -93,8 +103,9 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             if options.build is not None:
                 gates = {graph.name: dataclasses.asdict(figures[graph.label]) for graph in graphs}
                 entries = build_plans(root, entries, graphs, gates, options.build, progress)
-                entries, loaded = gate_plans(reference, entries, root, progress)
-                missed |= judge(loaded, options.force)
+                gated = gate_plans(reference, entries, root, progress)
+                entries, figures, unrun = gated.entries, figures | gated.figures, gated.unrun
+                missed |= judge(gated.figures, options.force)
         manifest = Manifest(
             model=_describe(checkpoint),
             engines={entry.name: entry for entry in entries},
@@ -109,7 +120,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             versions=_versions(),
         )
         write_manifest(root, manifest)
-    return ExportResult(options.output, manifest, missed)
+    return ExportResult(options.output, manifest, missed, unrun)
 
 
 def _open_drafts(options: ExportOptions) -> dict[ModelDraft, Checkpoint]:

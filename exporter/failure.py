@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quasar.engines.errors import BuildError, GateError
 from quasar.engines.tensorrt_build import BuildOptions
-from quasar.exporter.writer import PlanGraph
+from quasar.exporter.plans import PlanGraph
 
 MARK = "quasar-export failed here"
 """A file in the directory that is left; one that has it may be replaced by the next failure."""
@@ -38,7 +38,8 @@ def kept_on_failure(root: Path, output: Path, graphs: Sequence[PlanGraph], build
 def bisect_commands(error: GateError, folder: Path, graphs: Sequence[PlanGraph], build: BuildOptions) -> list[str]:
     """Polygraphy's command lines that look for the reason of an error, in the graphs in `folder` that it names."""
     building = isinstance(error, BuildError)
-    blamed = [graph for graph in graphs if f"{graph.name}:" in str(error) or graph.label in str(error)]
+    names = {graph: (f"{graph.name}:", graph.label, f"{graph.name}.plan") for graph in graphs}
+    blamed = [graph for graph, its in names.items() if any(name in str(error) for name in its)]
     return [line for graph in blamed or graphs for line in _commands(folder / graph.graph, build, building)]
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from quasar.calibration.smoothquant import ALPHA_GRID
 from quasar.engines.errors import UsageError
-from quasar.engines.tensorrt_build import BuildOptions
+from quasar.engines.tensorrt_build import BuildOptions, check_precisions
 from quasar.exporter.draft import Draft, ModelDraft
 
 ENGINES = ("float", "int8", "int4", "int4-a16")
 PROVIDERS = ("cpu", "cuda")
 SHORTEST_CONTEXT = 8
-TURING = "7.5"
-
-Progress = Callable[[str, int], Any]
-"""Called with a step's name and its number of parts; gives a context manager whose value has `update(1)`."""
+PLAN_PRECISIONS = {"float": "float16", "int8": "w8a8", "int4": "w4a16"}
+"""Of the engines that plans are made of."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +78,8 @@ class ExportOptions:
     def _check_build(self, build: BuildOptions) -> None:
         if "int4-a16" in self.engines:
             raise UsageError(f"engines: on {build.library}, int4 has 16-bit activations itself; leave int4-a16 out (--engines)")
-        if TURING in build.compute_capabilities and (self.drafts or self.engines != ("float",)):
-            raise UsageError(
-                f"--compute-capability {TURING}: {build.library} builds neither int8 products with float32 results nor 4-bit "
-                "weights for it; leave it out, or give --engines float"
-            )
+        precisions = [PLAN_PRECISIONS[name] for name in self.engines] + ["w4a16"] * len(self.drafts)
+        check_precisions(build, precisions)
 
     def _check_cuda(self) -> None:
         if self.build is not None:

@@ -1,25 +1,47 @@
-"""Graphs to plans."""
+"""Graphs to plans. Needs neither torch nor the model, so that plans can be built where they are to run."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quasar.calibration.groups import GROUPS
-from quasar.engines.cuda import has_gpu
 from quasar.engines.manifest import EngineEntry, PlanEntry
-from quasar.engines.onnxruntime import OnnxEngine
-from quasar.engines.plan import plan_of
-from quasar.engines.tensorrt import TensorRtEngine
 from quasar.engines.tensorrt_build import BuildOptions, build_plan, plan_profiles
-from quasar.exporter.gate import Figures
-from quasar.exporter.options import Progress
-from quasar.exporter.reference import Reference
-from quasar.exporter.writer import PlanGraph
+from quasar.exporter.progress import Progress
 
 PERCENT = 100
+
+
+def graph_label(name: str) -> str:
+    """What progress bars, the gate and files call an engine's graph for TensorRT."""
+    return f"{name}.tensorrt"
+
+
+@dataclass(frozen=True)
+class PlanGraph:
+    """A graph that a plan is to be built from, of the engine of that name.
+
+    Attributes:
+        files: the graph, first, and its weights.
+    """
+
+    name: str
+    precision: str
+    files: tuple[str, ...]
+
+    @property
+    def graph(self) -> str:
+        """Path of the graph."""
+        return self.files[0]
+
+    @property
+    def label(self) -> str:
+        """See `graph_label`."""
+        return graph_label(self.name)
 
 
 def build_plans(
@@ -66,27 +88,6 @@ def _build(
         gate=gate,
     )
     return dataclasses.replace(entry, plan=planned)
-
-
-def open_plan_graph(root: Path, graph: PlanGraph, entry: EngineEntry) -> OnnxEngine:
-    """A graph for TensorRT, run node by node on the CPU: what a plan of it is to compute, where there is no GPU."""
-    as_graph = dataclasses.replace(entry, graph=graph.graph, precision=graph.precision, attention="portable")
-    return OnnxEngine(root / graph.graph, as_graph, optimize=False)
-
-
-def gate_plans(
-    reference: Reference, entries: Sequence[EngineEntry], root: Path, progress: Progress
-) -> tuple[list[EngineEntry], dict[str, Figures]]:
-    """Compare the plans themselves with the float model, where there is a GPU: (the entries with those figures, the figures)."""
-    if not has_gpu():
-        return list(entries), {}
-    figures, gated = {}, []
-    for entry in entries:
-        plan = plan_of(entry)
-        engine = TensorRtEngine(root / plan.plan, root / plan.graph, entry, rebuild="quasar-export")
-        figures[f"{entry.name}.plan"] = found = reference.compare(engine, f"{entry.name}.plan", progress)
-        gated.append(dataclasses.replace(entry, plan=dataclasses.replace(plan, gate=dataclasses.asdict(found))))
-    return gated, figures
 
 
 def int8_products(entry: EngineEntry, precision: str) -> int:

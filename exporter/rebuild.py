@@ -7,14 +7,13 @@ import os
 import shutil
 from pathlib import Path
 
-from quasar.engines.bundle import atomic_bundle, list_files, open_bundle, write_manifest
+from quasar.engines.bundle import atomic_bundle, describe_file, open_bundle, write_manifest
 from quasar.engines.errors import BuildError, UsageError
-from quasar.engines.manifest import Manifest
-from quasar.engines.tensorrt_build import BuildOptions, check_build
+from quasar.engines.manifest import Manifest, PlanEntry
+from quasar.engines.tensorrt_build import BuildOptions, check_build, check_precisions
 from quasar.exporter.failure import bisect_commands
-from quasar.exporter.options import Progress
-from quasar.exporter.plans import build_plans
-from quasar.exporter.writer import PlanGraph
+from quasar.exporter.plans import PlanGraph, build_plans
+from quasar.exporter.progress import Progress
 
 
 def rebuild(bundle: Path, options: BuildOptions, progress: Progress) -> Manifest:
@@ -28,30 +27,39 @@ def rebuild(bundle: Path, options: BuildOptions, progress: Progress) -> Manifest
     """
     check_build(options)
     opened = open_bundle(bundle)
-    planned = [entry for entry in opened.manifest.engines.values() if entry.plan is not None]
-    if not planned:
+    plans = {name: entry.plan for name, entry in opened.manifest.engines.items() if entry.plan is not None}
+    if not plans:
         raise UsageError(f"{bundle}: there are no graphs for TensorRT in it; export it with --backend {options.library}")
-    old = {entry.plan.plan for entry in planned if entry.plan is not None}
-    graphs, gates = [], {}
-    for entry in planned:
-        plan = entry.plan
-        assert plan is not None
-        weights = (file for file in plan.files if file not in (plan.graph, plan.plan))
-        graphs.append(PlanGraph(entry.name, plan.precision, (plan.graph, *weights)))
-        gates[entry.name] = plan.gate
+    check_precisions(options, (plan.precision for plan in plans.values()))
+    graphs = [PlanGraph(name, plan.precision, _graph_files(plan)) for name, plan in plans.items()]
+    gates = {name: plan.gate for name, plan in plans.items()}
+    old = {plan.plan for plan in plans.values()}
+    # their hashes stay those of the export, so that what was altered since is still found out
+    kept = [file for file in opened.manifest.files if file.path not in old]
     with atomic_bundle(bundle) as root:
-        for file in opened.manifest.files:
-            if file.path not in old:
-                _link(opened.path(file.path), root / file.path)
+        for file in kept:
+            _link(opened.path(file.path), root / file.path)
+        planned = [opened.manifest.engines[name] for name in plans]
         try:
             built = {entry.name: entry for entry in build_plans(root, planned, graphs, gates, options, progress)}
         except BuildError as error:
             error.commands = bisect_commands(error, bundle, graphs, options)
             raise
-        engines = {name: built.get(name, entry) for name, entry in opened.manifest.engines.items()}
-        manifest = dataclasses.replace(opened.manifest, engines=engines, files=list_files(root))
+        new = [entry.plan for entry in built.values() if entry.plan is not None]
+        files = {file.path: file for file in (*kept, *(describe_file(root, root / plan.plan) for plan in new))}
+        manifest = dataclasses.replace(
+            opened.manifest,
+            engines={**opened.manifest.engines, **built},
+            files=tuple(files[path] for path in sorted(files)),
+            versions={**opened.manifest.versions, options.library: new[0].version},
+        )
         write_manifest(root, manifest)
     return manifest
+
+
+def _graph_files(plan: PlanEntry) -> tuple[str, ...]:
+    """The graph that a plan was built from, and its weights."""
+    return (plan.graph, *(file for file in plan.files if file not in (plan.graph, plan.plan)))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from quasar.calibration.observe import FloatModel
 from quasar.engines.engine import Engine
 from quasar.exporter.checkpoint import Checkpoint
 from quasar.exporter.gate import Figures, compare
-from quasar.exporter.options import Progress
+from quasar.exporter.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,18 @@ WEAK_DRAFT = 0.3
 """Top-1 agreement below which a draft is hardly ever worth its time."""
 
 
-def print_summary(output: Path, manifest: Manifest, missed: Mapping[str, Sequence[str]], seconds: float) -> None:
+def print_summary(
+    output: Path, manifest: Manifest, missed: Mapping[str, Sequence[str]], unrun: Mapping[str, str], seconds: float
+) -> None:
     """Print what is in a bundle, how far it is from the float model, and what to try.
 
     Args:
         missed: by engine, what the gate found wanting.
+        unrun: why plans were not run through it, by plan.
     """
     sizes = {file.path: file.bytes for file in manifest.files}
     print(f"{output}: {', '.join(manifest.engines)}, {sum(sizes.values()) / 1e6:.1f} MB, {seconds:.1f} s")
-    rows = [("engine", "top-1 agreement", "mean KL", "perplexity ratio", "max |dlogit|", "left float")]
+    rows: list[tuple[str, ...]] = [("engine", "top-1 agreement", "mean KL", "perplexity ratio", "max |dlogit|", "left float")]
     for name, engine in manifest.engines.items():
         left = ", ".join(engine.float_linears) if name != "float" else "all"
         rows.append((name, *_figures(engine.gate), left))
@@ -31,29 +34,29 @@ def print_summary(output: Path, manifest: Manifest, missed: Mapping[str, Sequenc
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    tokens = next(iter(manifest.engines.values())).gate["tokens"]
+    tokens = next(iter(manifest.engines.values())).gate.get("tokens", "no")
     print(f"  against the float model in transformers, on {tokens} tokens that were not calibrated on")
     for engine in manifest.engines.values():
         if engine.plan is not None:
             print(f"  {_describe(engine.plan, sizes[engine.plan.plan])}")
+    for reason in dict.fromkeys(unrun.values()):
+        names = ", ".join(name for name, why in unrun.items() if why == reason)
+        print(f"  {names}: not run here ({reason}); the figures are those of the graphs, run by ONNX Runtime")
     for name, reasons in missed.items():
         if reasons:
             print(f"  warning: {name} fails the gate ({', '.join(reasons)}); written because of --force", file=sys.stderr)
     for name, engine in manifest.engines.items():
-        agreement = engine.gate["top1_agreement"]
+        agreement = engine.gate.get("top1_agreement", 1.0)
         if name not in manifest.thresholds and agreement < WEAK_DRAFT:
             few = f"{name} agrees with the model on {agreement:.0%} of the tokens"
             print(f"  warning: {few}; most of what it drafts will be rejected", file=sys.stderr)
-    print(f'try: quasar-generate {shlex.quote(str(output))} "..."')
+    backend = " --backend onnxruntime" if unrun else ""  # what runs on this machine
+    print(f'try: quasar-generate {shlex.quote(str(output))} "..."{backend}')
 
 
-def _figures(gate: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    return (
-        f"{gate['top1_agreement']:.4f}",
-        f"{gate['mean_kl']:.2e}",
-        f"{gate['perplexity_ratio']:.4f}",
-        f"{gate['max_abs_logit_difference']:.2e}",
-    )
+def _figures(gate: Mapping[str, Any]) -> tuple[str, ...]:
+    formats = {"top1_agreement": ".4f", "mean_kl": ".2e", "perplexity_ratio": ".4f", "max_abs_logit_difference": ".2e"}
+    return tuple(format(gate[name], style) if name in gate else "-" for name, style in formats.items())
 
 
 def _describe(plan: PlanEntry, size: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from quasar.engines.manifest import EngineEntry
@@ -12,38 +11,11 @@ from quasar.exporter.blueprint import Blueprint, for_tensorrt
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.decoder import AttentionForm, Decoder
-from quasar.exporter.options import Progress
+from quasar.exporter.plans import PlanGraph, graph_label
+from quasar.exporter.progress import Progress
 
 EMBEDDING = "embedding"
 """The file of float16 embedding rows of all quantized engines of the model."""
-
-
-def graph_label(name: str) -> str:
-    """What progress bars, the gate and files call an engine's graph for TensorRT."""
-    return f"{name}.tensorrt"
-
-
-@dataclass(frozen=True)
-class PlanGraph:
-    """A graph that a plan is to be built from, of the engine of that name.
-
-    Attributes:
-        files: the graph, first, and its weights.
-    """
-
-    name: str
-    precision: str
-    files: tuple[str, ...]
-
-    @property
-    def graph(self) -> str:
-        """Path of the graph."""
-        return self.files[0]
-
-    @property
-    def label(self) -> str:
-        """See `graph_label`."""
-        return graph_label(self.name)
 
 
 def write_engines(

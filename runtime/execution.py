@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,4 +98,4 @@ class Execution:
 
 def rebuild_command(bundle: Bundle, library: str) -> str:
     """The command that builds a bundle's plans again."""
-    return f"quasar-export --rebuild {bundle.root} --backend {library}"
+    return f"quasar-export --rebuild {shlex.quote(str(bundle.root))} --backend {library}"

@@ -18,7 +18,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 python scripts/gpu_speed.py --backend "$backend" --describe
 
 printf '\n== tests on the GPU\n'
-python -m pytest -m gpu -rP
+python -m pytest -m gpu -rP -k 'not onnx_runtime_on_cuda'
 
 printf '\n== float16, int8 and int4 by rows and context\n'
 python scripts/gpu_speed.py "$work" --backend "$backend" --json "$work/speed-$backend.json"
@@ -36,3 +36,9 @@ Path(sys.argv[1]).write_text("".join(json.dumps({"turns": [q]}) + "\n" for q in 
 PYTHON
 quasar-bench "$work/demo-$backend" --backend "$backend" --prompts "$work/prompts.jsonl" --no-memory \
   --chains "float; int8; prompt-lookup > int8; prompt-lookup > int8 > float; int4 > int8"
+
+printf '\n== ONNX Runtime on the GPU\n'
+# onnxruntime and onnxruntime-gpu are one package by two names: in one venv, whichever came last would overwrite the other
+VENV=.venv-gpu . scripts/venv.sh "export,gpu,$backend"
+pip install --quiet --disable-pip-version-check -c constraints.txt pytest
+python -m pytest -m gpu -rP -k onnx_runtime_on_cuda

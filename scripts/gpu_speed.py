@@ -4,14 +4,16 @@ usage: gpu_speed.py WORKDIR --backend tensorrt|tensorrt-rtx [--rounds 20] [--jso
        gpu_speed.py --describe --backend tensorrt|tensorrt-rtx
 
 Writes the model and its bundle into WORKDIR once. All engines are timed interleaved in one process, so that every ratio is of
-one GPU in one hour; a pass is one of verification: N rows, of each of which the likeliest token is wanted. --describe only
-prints which GPU, driver and libraries there are.
+one GPU in one hour; a pass is one of verification: N rows, of each of which the likeliest token is wanted. A chain's passes
+change their number of rows nearly every time, so passes are also timed with other ones in between. --describe only prints
+which GPU, driver and libraries there are.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -36,6 +38,7 @@ EXPORT = "import sys; from quasar.exporter.cli import main; sys.exit(main(sys.ar
 ENGINES = ("float", "int8", "int4")
 BASE = "float"
 ROWS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
+TURNS = (1, 5, 2, 8, 3, 12, 4, 6)
 CONTEXTS = (256, 1024, 4096)
 PREFILL = 256
 WARM_UP = 4
@@ -53,42 +56,81 @@ class Shape:
     def __str__(self) -> str:
         return f"{self.rows} rows" if self.all_rows else f"prefill of {self.rows}"
 
+    def passes(self) -> list[Shape]:
+        return [self]
 
-Seconds = dict[tuple[str, Shape], list[float]]
+
+@dataclass(frozen=True)
+class Turns:
+    """What is timed: verification passes of these numbers of rows, one after the other; their mean."""
+
+    rows: tuple[int, ...]
+    context: int
+
+    def __str__(self) -> str:
+        return f"{', '.join(map(str, self.rows[:4]))}, ... rows in turn"
+
+    def passes(self) -> list[Shape]:
+        return [Shape(rows, self.context) for rows in self.rows]
 
 
-def shapes(max_length: int) -> list[Shape]:
-    """Verification passes by rows and context, and one chunk of prefill."""
+Timed = Shape | Turns
+Seconds = dict[tuple[str, Timed], list[float]]
+
+
+def shapes(max_length: int) -> list[Timed]:
+    """Verification passes by rows and context, with others in between, and one chunk of prefill."""
     contexts = [context for context in CONTEXTS if context <= max_length]
-    return [*(Shape(rows, context) for context in contexts for rows in ROWS), Shape(PREFILL, PREFILL, all_rows=False)]
+    verification = [(*(Shape(rows, context) for rows in ROWS), Turns(TURNS, context)) for context in contexts]
+    return [*(timed for group in verification for timed in group), Shape(PREFILL, PREFILL, all_rows=False)]
 
 
-def measure(engines: Mapping[str, Engine], wanted: Sequence[Shape], rounds: int, repeat: int = 5) -> Seconds:
-    """Seconds of a pass, one median of `repeat` passes for each round; the engines take turns within every round."""
+def measure(engines: Mapping[str, Engine], wanted: Sequence[Timed], rounds: int, repeat: int = 5) -> Seconds:
+    """Seconds of a pass, one median of `repeat` times for each round; the engines take turns within every round."""
     seconds: Seconds = {}
     ids = np.random.default_rng(0).integers(3, next(iter(engines.values())).spec.vocab_size, (1, PREFILL))
 
-    def run(engine: Engine, shape: Shape) -> float:
-        rows = np.arange(shape.rows)[None] if shape.all_rows else np.array([[shape.rows - 1]])
-        start = np.array([shape.context - shape.rows])
+    def run(engine: Engine, timed: Timed) -> float:
+        calls = []
+        for shape in timed.passes():
+            rows = np.arange(shape.rows)[None] if shape.all_rows else np.array([[shape.rows - 1]])
+            calls.append((ids[:, : shape.rows], np.array([shape.context - shape.rows]), rows))
         begin = time.perf_counter()
-        engine.score(ids[:, : shape.rows], start, rows).best(0, 0)
-        return time.perf_counter() - begin
+        for call in calls:
+            engine.score(*call).best(0, 0)
+        return (time.perf_counter() - begin) / len(calls)
 
-    for shape in wanted:
+    for timed in wanted:
         for engine in engines.values():
             for _ in range(WARM_UP):
-                run(engine, shape)
+                run(engine, timed)
     for _ in range(rounds):
-        for shape in wanted:
+        for timed in wanted:
             for name, engine in engines.items():
-                seconds.setdefault((name, shape), []).append(statistics.median(run(engine, shape) for _ in range(repeat)))
+                seconds.setdefault((name, timed), []).append(statistics.median(run(engine, timed) for _ in range(repeat)))
     return seconds
 
 
-def ratio(seconds: Seconds, over: tuple[str, Shape], under: tuple[str, Shape]) -> float:
+def ratio(seconds: Seconds, over: tuple[str, Timed], under: tuple[str, Timed]) -> float:
     """The median over rounds of one time divided by another of the same round."""
     return statistics.median(a / b for a, b in zip(seconds[over], seconds[under], strict=True))
+
+
+def turns_ratio(seconds: Seconds, name: str, turns: Turns) -> float:
+    """The median over rounds of passes in turn divided by the same passes, each repeated by itself."""
+    alone = zip(*(seconds[name, shape] for shape in turns.passes()), strict=True)
+    return statistics.median(a / statistics.mean(b) for a, b in zip(seconds[name, turns], alone, strict=True))
+
+
+def turns_text(seconds: Seconds) -> str:
+    """What it costs that other passes lie in between, a line for each context."""
+    names = list(dict.fromkeys(name for name, _ in seconds))
+    turns = dict.fromkeys(timed for _, timed in seconds if isinstance(timed, Turns))
+    return "\n".join(
+        f"rows {', '.join(map(str, each.rows))} in turn / each repeated by itself, context {each.context}: "
+        + ", ".join(f"{name} {turns_ratio(seconds, name, each):.2f}" for name in names)
+        for each in turns
+    )
 
 
 def table(seconds: Seconds, device: str) -> str:
@@ -106,7 +148,8 @@ def table(seconds: Seconds, device: str) -> str:
         cells = [device, str(shape), str(shape.context)]
         cells += [f"{1e3 * statistics.median(seconds[name, shape]):.3f}" for name in names]
         cells += [f"{ratio(seconds, (BASE, shape), (name, shape)):.2f}" for name in quantized]
-        cells += [f"{ratio(seconds, (name, shape), (name, single)):.2f}" if shape.all_rows else "-" for name in names]
+        by_rows = isinstance(shape, Shape) and shape.all_rows
+        cells += [f"{ratio(seconds, (name, shape), (name, single)):.2f}" if by_rows else "-" for name in names]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -132,6 +175,11 @@ def describe(device: Device, backend: str) -> str:
     return f"{gpu}; driver for CUDA {driver}, CUDA {runtime}, {backend} {version}"
 
 
+def rebuild_command(bundle: Path, library: str) -> str:
+    """What a shell takes to build a bundle's plans again."""
+    return shlex.join(["quasar-export", "--rebuild", str(bundle), "--backend", library])
+
+
 def load(bundle: Path) -> dict[str, Engine]:
     """The plans of a bundle."""
     opened = open_bundle(bundle)
@@ -139,7 +187,7 @@ def load(bundle: Path) -> dict[str, Engine]:
     for name in ENGINES:
         entry = opened.engine(name)
         plan = plan_of(entry)
-        rebuild = f"quasar-export --rebuild {bundle} --backend {plan.library}"
+        rebuild = rebuild_command(bundle, plan.library)
         engines[name] = TensorRtEngine(opened.path(plan.plan), opened.path(plan.graph), entry, rebuild)
     return engines
 
@@ -161,6 +209,7 @@ def main() -> int:
     engines = load(prepare(args.work, args.backend))
     seconds = measure(engines, shapes(min(engine.spec.max_length for engine in engines.values())), args.rounds)
     print(table(seconds, device.name))
+    print(f"\n{turns_text(seconds)}")
     print(f"\nmedians over {args.rounds} interleaved rounds; 28 layers, hidden 1024, vocabulary 151936; {described}")
     if args.json:
         record = [{"engine": name, **asdict(shape), "seconds": times} for (name, shape), times in seconds.items()]

@@ -31,6 +31,19 @@ def differences(engine: Engine, reference: Engine, prompts: list[list[int]], cou
     return found
 
 
+def parting_gap(prompt: list[int], answer: list[int], expected: list[int], reference: Engine) -> float:
+    """How near a tie two answers part at, in nats of the reference's logits; 0 where they are the same.
+
+    What follows is not compared: it answers another text. An answer that only ends earlier is infinitely far.
+    """
+    for place, (token, other) in enumerate(zip(answer, expected, strict=False)):
+        if token != other:
+            row = teacher_forced(reference, prompt + expected[:place])[-1]
+            # of an exact tie, too: 0 is for those that do not part
+            return max(abs(float(row[token] - row[other])), float(np.finfo(np.float32).tiny))
+    return 0.0 if len(answer) == len(expected) else float("inf")
+
+
 def teacher_forced(engine: Engine, ids: list[int]) -> np.ndarray:
     """Logits after each token of a text, float32 [S, V]."""
     pieces = []

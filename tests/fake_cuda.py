@@ -32,6 +32,19 @@ class IllegalAddressError(Exception):
     pass
 
 
+class Recordable:
+    """Work that depends on what it was recorded from; a graph of it may then not be launched, or not even be destroyed."""
+
+    def __call__(self) -> None:
+        raise NotImplementedError
+
+    def require_unchanged(self) -> None:
+        """What it was recorded from is as it was then."""
+
+    def require_alive(self) -> None:
+        """What it was recorded from is there."""
+
+
 class Stream:
     def __init__(self) -> None:
         self.pending: list[Work] = []
@@ -236,6 +249,9 @@ class FakeCuda:
 
     @_function
     def cudaGraphExecDestroy(self, executable: Any) -> Any:
+        for work in executable.work:
+            if isinstance(work, Recordable):
+                work.require_alive()
         self.graphs.remove(id(executable))
         return ()
 
@@ -244,6 +260,8 @@ class FakeCuda:
         assert id(executable) in self.graphs, "a graph that was destroyed"
         self.launched += 1
         for work in executable.work:
+            if isinstance(work, Recordable):
+                work.require_unchanged()
             stream.put(work)
         return ()
 

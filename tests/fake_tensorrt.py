@@ -2,7 +2,8 @@
 were given.
 
 It keeps TensorRT's rules: every tensor has an address, shapes lie inside the selected profile, present is past, a pass is
-recorded only in the shape of the pass before. Written with `write_plan`.
+recorded only in the shape of the pass before, and a graph of it is launched only while its context has that shape and those
+addresses. Written with `write_plan`.
 """
 
 from __future__ import annotations
@@ -10,23 +11,17 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-from collections.abc import Callable
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
-from fake_cuda import FakeCuda, Stream
+from fake_context import DTYPES, Context
+from fake_cuda import FakeCuda
 
 from quasar.engines.manifest import EngineEntry, PlanEntry, PlanProfile, ShapeRange
 
-DataType = enum.Enum("DataType", ["FLOAT", "HALF", "INT64"])
-DTYPES = {
-    "tensor(float)": (DataType.FLOAT, np.float32),
-    "tensor(float16)": (DataType.HALF, np.float16),
-    "tensor(int64)": (DataType.INT64, np.int64),
-}
 SIZES = ("batch", "length", "rows", "context")
 
 
@@ -102,110 +97,31 @@ class Engine:
         return [[p[s][corner] if isinstance(s, str) else s for s in shape] for corner in ("least", "best", "most")]
 
     def create_runtime_config(self) -> Any:
-        config = SimpleNamespace(cuda_graph_strategy=None, strategy=None)
+        config = SimpleNamespace(cuda_graph_strategy=None, strategy=None, kernels=None, create_runtime_cache=SimpleNamespace)
         config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
+        config.set_runtime_cache = lambda kernels: setattr(config, "kernels", kernels)
         return config
 
     def create_execution_context(self, how: Any) -> Any:
         assert self.weights, "a context of a plan without weights"
         strategy = how.strategy if isinstance(how, SimpleNamespace) else how
         assert strategy is self.library.ExecutionContextAllocationStrategy.USER_MANAGED
-        return self.library.note_context(Context(self, getattr(how, "cuda_graph_strategy", None)))
-
-
-class Context:
-    def __init__(self, engine: Engine, cuda_graph_strategy: Any) -> None:
-        self.engine = engine
-        self.cuda_graph_strategy = cuda_graph_strategy
-        self.index = 0
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.addresses: dict[str, int] = {}
-        self.scratch = 0
-        self.enqueued: dict[str, tuple[int, ...]] = {}
-        self.enqueued_at: dict[str, int] = {}
-
-    def _refuse(self, text: str) -> bool:
-        self.engine.library.log(text)
-        return False
-
-    def set_device_memory(self, address: int, size: int) -> None:
-        assert size >= self.engine.device_memory_size_v2
-        assert address % 256 == 0
-        self.scratch = address
-
-    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        self.index, self.shapes = index, {}
-        return index < len(self.engine.profiles)
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        low, _, high = self.engine.get_tensor_profile_shape(name, self.index)
-        if len(shape) != len(low) or not all(a <= s <= b for a, s, b in zip(low, shape, high, strict=True)):
-            return self._refuse(f"{name}: {shape} is outside profile {self.index}: {low} to {high}")
-        self.shapes[name] = tuple(shape)
-        return True
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        assert name in self.engine.names
-        self.addresses[name] = address
-        return address != 0
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        if name in self.shapes:
-            return self.shapes[name]
-        sizes: dict[str, int] = {}
-        for given, shape in self.shapes.items():
-            sizes |= {s: n for s, n in zip(self.engine.inputs[given].shape, shape, strict=True) if isinstance(s, str)}
-        return tuple(sizes.get(s, -1) if isinstance(s, str) else s for s in self.engine.value(name).shape)
-
-    def execute_async_v3(self, handle: int) -> bool:
-        library, cuda = self.engine.library, self.engine.library.cuda
-        stream: Stream = cuda.streams[handle]
-        library.enqueued += 1
-        if library.refuse_pass:
-            return self._refuse("the pass was refused\nfor the test")
-        for name in self.engine.names:
-            if -1 in self.get_tensor_shape(name) or (name in self.engine.inputs and name not in self.shapes):
-                return self._refuse(f"the shape of {name} is not known")
-            if name not in self.addresses:
-                return self._refuse(f"{name} has no address")
-        for name in self.engine.outputs:
-            aliased = self.engine.get_aliased_input_tensor(name)
-            if aliased is not None and self.addresses[name] != self.addresses[aliased]:
-                return self._refuse(f"{name} is not where {aliased} is")
-        if stream.recording is not None and (library.unrecordable or self._deferred()):
-            stream.spoilt = True  # it would allocate
-            return self._refuse("operation not permitted when stream is capturing")
-        self.enqueued, self.enqueued_at = dict(self.shapes), dict(self.addresses)
-        stream.put(self._work(dict(self.addresses), {name: self.get_tensor_shape(name) for name in self.engine.names}))
-        return True
-
-    def _deferred(self) -> bool:
-        """What a new shape or address needs is put off until the pass."""
-        return self.enqueued != self.shapes or self.enqueued_at != self.addresses
-
-    def _work(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> Callable[[], None]:
-        engine, cuda = self.engine, self.engine.library.cuda
-
-        def run() -> None:
-            views = {name: cuda.view(addresses[name], shapes[name], DTYPES[engine.value(name).type][1]) for name in engine.names}
-            cuda.view(self.scratch, (engine.device_memory_size_v2,), np.uint8)[:] = 0xFF
-            assert list(views["context"]) == list(range(len(views["context"])))
-            results = engine.session.run(list(engine.outputs), {name: views[name] for name in engine.inputs})
-            for name, result in zip(engine.outputs, results, strict=True):
-                views[name][...] = result
-            engine.library.executed.append((self.index, *shapes["input_ids"], shapes["rows"][1], shapes["context"][0]))
-
-        return run
+        if self.library.most_contexts <= len(self.library.contexts):
+            self.library.refused.append(self)
+            self.library.log("out of memory")
+            return None
+        return self.library.note_context(Context(self, how))
 
 
 class FakeTensorRt:
     """The module.
 
     Attributes:
-        contexts: that were made, in order.
+        contexts: that are alive, in the order in which they were made; at most `most_contexts` can be.
+        captured: graphs that TensorRT-RTX has made.
         executed: (profile, batch, length, rows, context) of each pass that ran.
         enqueued: passes that were put into a stream or recorded.
-        validity: what TensorRT-RTX says of every plan, (name, diagnostics).
+        validity: what TensorRT-RTX says of every plan, (name, diagnostics), while it logs `validity_text`.
     """
 
     TensorIOMode = enum.Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
@@ -220,13 +136,17 @@ class FakeTensorRt:
         self.cuda = cuda
         self.__version__ = version
         self.scratch = 4096
-        self.contexts: list[Context] = []
+        self._contexts: list[weakref.ref[Context]] = []
+        self.most_contexts = 1000
+        self.refused: list[Engine] = []
+        self.captured = 0
         self.executed: list[tuple[int, ...]] = []
         self.enqueued = 0
         self.refitted: list[str] = []
         self.refuse_pass = self.unrecordable = self.refuse_refit = False
         self.host_code_allowed = False
         self.validity = ("VALID", 0)
+        self.validity_text = ""
         self._logger: Any = None
         if rtx:
             self.CudaGraphStrategy = enum.Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
@@ -239,8 +159,12 @@ class FakeTensorRt:
     def log(self, text: str) -> None:
         self._logger.log(self.ILogger.Severity.ERROR, text)
 
+    @property
+    def contexts(self) -> list[Context]:
+        return [context for context in (reference() for reference in self._contexts) if context is not None]
+
     def note_context(self, context: Context) -> Context:
-        self.contexts.append(context)
+        self._contexts.append(weakref.ref(context))
         return context
 
     def Runtime(self, logger: Any) -> Any:
@@ -275,6 +199,8 @@ class _Runtime:
 
     def get_engine_validity(self, content: Any) -> tuple[Any, int]:
         validity, diagnostics = self._library.validity
+        if self._library.validity_text:
+            self._library.log(self._library.validity_text)
         return self._library.EngineValidity[validity], diagnostics
 
     def deserialize_cuda_engine(self, content: Any) -> Engine | None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from quasar.engines.bundle import MANIFEST, Bundle, atomic_bundle, check_output, list_files, open_bundle, write_manifest
 from quasar.engines.errors import BundleError, UsageError
-from quasar.engines.manifest import FORMAT_VERSION, BundleFile, EngineEntry, Manifest, parse_manifest
+from quasar.engines.manifest import ENGINE_NAME, FORMAT_VERSION, BundleFile, EngineEntry, Manifest, parse_manifest
 
 CONTENT = {"int8/model.onnx": b"graph", "int8/weights.bin": b"\x00weights" * 9, "tokenizer/tokenizer.json": b"{}"}
 INT8 = EngineEntry(
@@ -131,7 +131,8 @@ NAMES = st.text("abc/", min_size=1, max_size=6)
 FIGURES = st.dictionaries(NAMES, st.one_of(st.none(), st.booleans(), st.floats(-1e9, 1e9), NAMES), max_size=3)
 ENGINES = st.builds(
     EngineEntry,
-    **dict.fromkeys(("name", "backend", "precision", "attention", "graph", "model"), NAMES),
+    name=st.from_regex(ENGINE_NAME, fullmatch=True),
+    **dict.fromkeys(("backend", "precision", "attention", "graph", "model"), NAMES),
     **dict.fromkeys(("files", "float_linears"), st.lists(NAMES, max_size=3).map(tuple)),
     **dict.fromkeys(
         ("vocab_size", "max_length", "max_batch", "num_hidden_layers", "num_key_value_heads", "head_dim"),
@@ -576,3 +577,11 @@ def test_a_plan_needs_files_that_are_listed(bundle: Path) -> None:
     (bundle / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"engine int8 needs 'elsewhere\.plan'"):
         open_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["../escaped", "a/b", "", "Int8", "int8.plan", "-", "x" * 5 + "\n"])
+def test_an_engine_with_a_name_that_could_be_a_path_is_refused(name: str) -> None:
+    manifest = copy.deepcopy(VALID)
+    manifest["engines"][name] = manifest["engines"]["int8"]
+    with pytest.raises(BundleError, match="has a name that no export gives"):
+        parse_manifest(json.dumps(manifest), "here")

@@ -55,6 +55,7 @@ def test_scores_of_an_earlier_pass_are_gone(tmp_path: Path) -> None:
     engine = write_engine(tmp_path, checkpoint, HalfLinear(), half_attention=True)
     call = np.arange(6)[None], np.array([0]), np.array([[5, 2]])
     scores = engine.score(*call)
+    assert scores.logits() is scores.logits()  # copied once
     logits = scores.logits().copy()
     assert [scores.best(0, row) for row in range(2)] == logits[0].argmax(-1).tolist()
     np.testing.assert_array_equal(engine.forward(*call), logits)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from agreement import differences, teacher_forced
+from agreement import differences, parting_gap, teacher_forced
 from plans import choices, greedy
 
 from quasar.engines.bundle import MANIFEST, open_bundle
@@ -88,6 +88,11 @@ def graph_engine(root: Path, name: str) -> OnnxEngine:
     plan = plan_of(entry)
     entry = dataclasses.replace(entry, graph=plan.graph, precision=plan.precision, attention="portable")
     return OnnxEngine(opened.path(plan.graph), entry, optimize=False)
+
+
+def tie_between_runs(root: Path, name: str) -> float:
+    """How near a tie must be that two runs of the same plan decide otherwise: TensorRT-RTX takes other kernels while it runs."""
+    return NEAR_TIE[name] if plan_of(open_bundle(root).engine(name)).library == "tensorrt-rtx" else 0.0
 
 
 def prompts(root: Path) -> list[list[int]]:
@@ -165,8 +170,10 @@ def test_ragged_batches_give_each_slot_its_own_answer(ragged: Path) -> None:
 @pytest.mark.parametrize("name", ENGINES)
 def test_cuda_graphs_change_no_token(bundle: Path, name: str) -> None:
     with_graphs, eager = plan_engine(bundle, name), plan_engine(bundle, name, cuda_graphs=False)
+    reference = graph_engine(bundle, name)
     for text in prompts(bundle):
-        assert greedy(with_graphs, text, NEW_TOKENS) == greedy(eager, text, NEW_TOKENS)
+        answer, expected = greedy(with_graphs, text, NEW_TOKENS), greedy(eager, text, NEW_TOKENS)
+        assert parting_gap(text, answer, expected, reference) <= tie_between_runs(bundle, name)
 
 
 def test_a_plan_of_another_version_is_refused_with_the_command(bundle: Path, tmp_path: Path) -> None:
@@ -194,7 +201,8 @@ def test_a_plan_without_weights_says_what_the_whole_one_says(bundle: Path, tmp_p
     library = plan_of(open_bundle(bundle).engine("int8")).library
     stripped = exported(tmp_path / "stripped", library, "int8", "--strip-weights")
     text = prompts(bundle)[0]
-    assert greedy(plan_engine(stripped, "int8"), text, NEW_TOKENS) == greedy(plan_engine(bundle, "int8"), text, NEW_TOKENS)
+    answer, expected = (greedy(plan_engine(root, "int8"), text, NEW_TOKENS) for root in (stripped, bundle))
+    assert parting_gap(text, answer, expected, graph_engine(bundle, "int8")) <= tie_between_runs(bundle, "int8")
 
 
 @pytest.mark.parametrize("chain", ["prompt-lookup > int8", "int4 > int8", "prompt-lookup > int8 > float"])
@@ -206,11 +214,7 @@ def test_chains_run_on_plans(bundle: Path, chain: str) -> None:
         reference = graph_engine(bundle, last)
         for text in prompts(bundle):
             together, expected = chained.generate(text, params).ids, alone.generate(text, params).ids
-            if together == expected:
-                continue
-            same = next(i for i, (a, b) in enumerate(zip(together, expected, strict=False)) if a != b)
-            row = teacher_forced(reference, text + expected[:same])[-1]
-            assert abs(float(row[together[same]] - row[expected[same]])) <= NEAR_TIE[last]
+            assert parting_gap(text, together, expected, reference) <= NEAR_TIE[last]
 
 
 # ------------------------------------------------------------------------------------- ONNX Runtime on the GPU
@@ -221,14 +225,15 @@ def cuda_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         pytest.skip("this onnxruntime has no CUDA; install quasar-toolchain[gpu] in place of quasar-toolchain[cpu]")
     output = tmp_path_factory.mktemp("cuda") / "demo"
-    assert export_main(["--model", "demo", "--engines", "float", "--provider", "cuda", "--output", str(output)]) == 0
+    assert export_main(["--model", "demo", "--engines", "float,int4", "--provider", "cuda", "--output", str(output)]) == 0
     return output
 
 
-def test_onnx_runtime_on_cuda_says_what_it_says_on_the_cpu(cuda_bundle: Path, demo_bundle: Path) -> None:
-    opened, on_cpu = open_bundle(cuda_bundle), open_bundle(demo_bundle)
-    entry, cpu_entry = opened.engine("float"), on_cpu.engine("float")
-    engine = OnnxEngine(opened.path(entry.graph), entry, provider="cuda")
-    reference = OnnxEngine(on_cpu.path(cpu_entry.graph), cpu_entry)
-    found = differences(engine, reference, prompts(demo_bundle), NEW_TOKENS)
-    assert [difference for difference in found if difference.gap > NEAR_TIE["float"]] == []
+@pytest.mark.parametrize("name", ["float", "int4"])
+def test_onnx_runtime_on_cuda_says_what_it_says_on_the_cpu(cuda_bundle: Path, name: str) -> None:
+    opened = open_bundle(cuda_bundle)
+    entry = opened.engine(name)
+    # the same graph: int4 of a bundle for CPUs has int8 activations, and says something else
+    engine, reference = (OnnxEngine(opened.path(entry.graph), entry, provider) for provider in ("cuda", "cpu"))
+    found = differences(engine, reference, prompts(cuda_bundle), NEW_TOKENS)
+    assert [difference for difference in found if difference.gap > NEAR_TIE[name]] == []

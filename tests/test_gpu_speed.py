@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,17 +13,20 @@ import pytest
 from fake_tensorrt import profile
 from plans import Rig, small_model
 
+from quasar.engines.cuda_graphs import MOST_KEPT
+from quasar.engines.tensorrt import GRAPH_LENGTH
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from gpu_speed import Shape, measure, ratio, shapes, table  # noqa: E402
+from gpu_speed import Shape, Turns, measure, ratio, rebuild_command, shapes, table, turns_ratio, turns_text  # noqa: E402
 
 
 def test_every_engine_is_timed_in_every_round(tmp_path: Path) -> None:
     model = small_model(tmp_path, max_length=300)
     rigs = [Rig(model, (profile(1, 16, 300), profile(1, 256, 300, rows=1))) for _ in range(2)]
     engines = {name: rig.load() for name, rig in zip(("float", "int8"), rigs, strict=True)}
-    wanted = [shape for shape in shapes(300) if shape.rows in (1, 4, 256)]
+    wanted = [timed for timed in shapes(300) if timed.rows in (1, 4, 256)]
     assert [str(shape) for shape in wanted] == ["1 rows", "4 rows", "prefill of 256"]
     seconds = measure(engines, wanted, rounds=3, repeat=2)
     assert {key: len(times) for key, times in seconds.items()} == {(name, shape): 3 for name in engines for shape in wanted}
@@ -31,6 +36,32 @@ def test_every_engine_is_timed_in_every_round(tmp_path: Path) -> None:
         assert passes[12:] == [p for p in ((0, 1, 1, 1, 256), (0, 1, 4, 4, 256), (1, 1, 256, 1, 256)) for _ in range(2)] * 3
         # two of each shape's warm-up, and all that are timed, are launched as graphs; prefill never is
         assert rig.cuda.launched == 2 * (2 + 3 * 2)
+
+
+def test_shapes_in_turn_are_timed_as_the_mean_of_their_passes(tmp_path: Path) -> None:
+    model = small_model(tmp_path, max_length=300)
+    rig = Rig(model, (profile(1, 16, 300),))
+    turns = Turns((1, 5, 2), 256)
+    seconds = measure({"float": rig.load()}, [*turns.passes(), turns], rounds=2, repeat=2)
+    assert [passed[2] for passed in rig.library.executed[-12:]] == [1, 1, 5, 5, 2, 2, 1, 5, 2, 1, 5, 2]
+    assert rig.cuda.recorded == 3  # and none again
+    assert len(seconds["float", turns]) == 2
+    made = {("float", shape): [0.001, 0.002] for shape in turns.passes()} | {("float", turns): [0.002, 0.003]}
+    assert turns_ratio(made, "float", turns) == 1.75
+    assert turns_text(made) == "rows 1, 5, 2 in turn / each repeated by itself, context 256: float 1.75"
+
+
+def test_all_shapes_that_are_timed_keep_their_graphs() -> None:
+    recurring = {shape for timed in shapes(4096) for shape in timed.passes() if shape.rows <= GRAPH_LENGTH}
+    turns = [timed for timed in shapes(4096) if isinstance(timed, Turns)]
+    assert [each.context for each in turns] == [256, 1024, 4096]
+    assert all(shape in shapes(4096) for each in turns for shape in each.passes())  # what their ratio divides by
+    assert len(recurring) <= MOST_KEPT
+
+
+def test_the_command_that_builds_plans_again_can_be_pasted() -> None:
+    command = rebuild_command(Path("/tmp/a b's"), "tensorrt-rtx")
+    assert shlex.split(command) == ["quasar-export", "--rebuild", "/tmp/a b's", "--backend", "tensorrt-rtx"]
 
 
 def test_the_table_names_the_device_and_what_ratios_divide_by() -> None:
@@ -56,6 +87,36 @@ def test_the_table_names_the_device_and_what_ratios_divide_by() -> None:
 def test_contexts_beyond_the_engine_are_left_out() -> None:
     assert {shape.context for shape in shapes(1024)} == {256, 1024}
     assert {shape.context for shape in shapes(4096)} == {256, 1024, 4096}
+
+
+def test_onnx_runtime_on_the_gpu_is_tested_in_a_venv_of_its_own(tmp_path: Path) -> None:
+    """gpu_check.sh with commands that only write down what they were called with."""
+    shutil.copytree(SCRIPTS, tmp_path / "scripts")
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(SCRIPTS.parent / name, tmp_path)
+    (tmp_path / "bin").mkdir()
+    log, note = tmp_path / "log", '#!/bin/sh\necho "$(basename "$(dirname "$(dirname "$0")")") $(basename "$0") $*" >> "$LOG"\n'
+    making = (
+        '[ "$2" = venv ] || exit 0\nmkdir -p "$3/bin"\n'
+        'for tool in python pip quasar-export quasar-bench; do cp "$(dirname "$0")/note" "$3/bin/$tool"; done\n'
+        'echo "PATH=$PWD/$3/bin:$PATH" > "$3/bin/activate"\n'
+    )
+    for name, text in {"note": note, "nvidia-smi": "#!/bin/sh\n", "python3": f"#!/bin/sh\n{making}"}.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "LOG": str(log)}
+    command = ["bash", str(tmp_path / "scripts" / "gpu_check.sh"), "tensorrt", str(tmp_path / "work")]
+    subprocess.run(command, env=environment, capture_output=True, check=True)
+    lines = log.read_text().splitlines()
+    installed = [(line.split()[0], line.split(" .[")[1].rstrip("]").split(",")) for line in lines if " .[" in line]
+    assert installed == [(".venv", ["test", "tensorrt"]), (".venv-gpu", ["export", "gpu", "tensorrt"])]
+    assert any(line.startswith(".venv-gpu pip install") and line.endswith(" pytest") for line in lines)
+    tested = [line for line in lines if "-m pytest" in line]
+    assert tested == [
+        ".venv python -m pytest -m gpu -rP -k not onnx_runtime_on_cuda",
+        ".venv-gpu python -m pytest -m gpu -rP -k onnx_runtime_on_cuda",
+    ]
+    assert "def test_onnx_runtime_on_cuda_" in (Path(__file__).parent / "test_gpu.py").read_text()
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="there may be a GPU on this machine")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fake_context
 import fake_tensorrt
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from fake_cuda import FakeCuda, cudaError_t
 from fake_tensorrt import FakeTensorRt, profile
 from plans import REBUILD, Rig, SmallModel, small_model, usual_profiles
 
-from quasar.engines.cuda import Device, DeviceMemoryError
+from quasar.engines.cuda import Device, DeviceMemoryError, has_gpu
 from quasar.engines.errors import BundleError, QuasarError, UsageError
 from quasar.engines.manifest import EngineEntry
 from quasar.engines.plan_shapes import cache_bytes, choose_profile, context_length
@@ -84,6 +85,27 @@ def test_another_gpu_is_refused(single: SmallModel) -> None:
     Rig(single, usual_profiles(single), cuda=FakeCuda(capability="12.0"), changes={"compute_capabilities": ()}).load()
 
 
+def test_whether_a_plan_runs_on_another_gpu_is_for_tensorrt_rtx_to_say(single: SmallModel) -> None:
+    changes = {"compute_capabilities": ("8.6", "12.0")}
+    rig = Rig(single, usual_profiles(single), True, FakeCuda(capability="12.1"), changes)
+    rig.load()
+    refused = Rig(single, usual_profiles(single), True, FakeCuda(capability="12.1"), changes)
+    refused.library.validity = ("INVALID", 2)
+    message = refusal(refused, BundleError)
+    assert message.endswith(f": built for GPUs of compute capability 8.6, 12.0, and Fake GPU has 12.1; build it again: {REBUILD}")
+
+
+def test_what_tensorrt_rtx_logs_of_an_invalid_plan_is_said(single: SmallModel) -> None:
+    rig = Rig(single, usual_profiles(single), rtx=True)
+    rig.library.validity = ("INVALID", 0)
+    rig.library.validity_text = "Error Code 6: API Usage Error\n(the tag does not match)"
+    message = refusal(rig, BundleError)
+    assert message == (
+        f"{single.plan}: tensorrt-rtx says that it is not valid here: Error Code 6: API Usage Error (the tag does not match); "
+        f"build it again: {REBUILD}"
+    )
+
+
 @pytest.mark.parametrize(
     ("diagnostics", "kind", "part"),
     [
@@ -91,10 +113,10 @@ def test_another_gpu_is_refused(single: SmallModel) -> None:
         (8, UsageError, "update tensorrt-rtx and cuda-python"),
         (32, BundleError, f"this is not a whole plan; build it again: {REBUILD}"),
         (1, BundleError, f"built by another version of tensorrt-rtx; build it again: {REBUILD}"),
-        (2, BundleError, f"not built for this kind of GPU; build it again: {REBUILD}"),
+        (2, BundleError, f"built for GPUs of compute capability 8.9, and Fake GPU has 8.9; build it again: {REBUILD}"),
         (16, DeviceMemoryError, "too little memory for this plan"),
         (64, QuasarError, "CUDA failed"),
-        (0, BundleError, f"not valid here, and not why; build it again: {REBUILD}"),
+        (0, BundleError, f"not valid here: it does not say why; build it again: {REBUILD}"),
         (1 | 4, UsageError, "update the driver"),  # another plan would not help
     ],
 )
@@ -210,6 +232,22 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(single: SmallM
     assert not message.endswith("--max-batch")
 
 
+def test_weights_that_a_plan_gets_from_its_graph_count_as_its_own(single: SmallModel, tmp_path: Path) -> None:
+    copy = SmallModel(tmp_path, single.entry)
+    for name in ("engine.onnx", "engine.bin"):
+        (tmp_path / name).write_bytes((single.folder / name).read_bytes())
+    files = ("engine.plan", "engine.onnx", "engine.bin")
+    weights, cache = (tmp_path / "engine.bin").stat().st_size, cache_bytes(single.entry)
+    for stripped, loads in ((True, False), (False, True)):
+        rig = Rig(copy, usual_profiles(copy), changes={"stripped": stripped, "files": files})
+        rig.cuda.total = cache + weights + copy.plan.stat().st_size - 1
+        if loads:
+            rig.load()
+        else:
+            rig.library.Runtime = None  # type: ignore[method-assign,assignment]  # not to be read
+            refusal(rig, DeviceMemoryError)
+
+
 def test_logits_that_do_not_fit_leave_the_engine_usable(single: SmallModel) -> None:
     rig = Rig(single, (profile(1, 4, 64), profile(1, 32, 64)))
     engine = rig.load()
@@ -222,6 +260,30 @@ def test_logits_that_do_not_fit_leave_the_engine_usable(single: SmallModel) -> N
     ):
         engine.forward(*many)
     np.testing.assert_array_equal(engine.forward(*call), expected)
+
+
+def test_logits_that_the_host_does_not_lock_leave_the_engine_usable(single: SmallModel) -> None:
+    rig = Rig(single, (profile(1, 4, 64), profile(1, 32, 64)))
+    engine = rig.load()
+    call = (np.arange(4)[None], np.zeros(1, np.int64), np.array([[3]]))
+    many = (np.arange(20)[None], np.zeros(1, np.int64), np.arange(20)[None])
+    expected, blocks = engine.forward(*call).copy(), set(rig.cuda.blocks)
+    for error, kind, part in (
+        (
+            "cudaErrorMemoryAllocation",
+            DeviceMemoryError,
+            "need 0.00 GiB of page-locked memory, which the host does not give; ask",
+        ),
+        ("cudaErrorLaunchFailure", QuasarError, "cudaHostAlloc failed"),
+    ):
+        rig.cuda.fail["cudaHostAlloc"] = cudaError_t[error]
+        with pytest.raises(QuasarError, match=part) as caught:
+            engine.forward(*many)
+        assert type(caught.value) is kind
+        assert set(rig.cuda.blocks) == blocks
+        np.testing.assert_array_equal(engine.forward(*call), expected)
+    rig.cuda.fail.clear()
+    np.testing.assert_array_equal(engine.forward(*many), single.reference().forward(*many))
 
 
 @pytest.mark.parametrize(
@@ -249,6 +311,22 @@ def test_a_machine_that_cannot_run_plans_says_why(cuda: FakeCuda, error: str | N
         Device(cuda)
     assert part in str(caught.value)
     assert str(caught.value).endswith("or use --backend onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        ("cudaGetDeviceCount", "cudaErrorNoDevice"),
+        ("cudaSetDevice", "cudaErrorMemoryAllocation"),
+        ("cudaSetDevice", "cudaErrorLaunchFailure"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_none(monkeypatch: pytest.MonkeyPatch, function: str, error: str) -> None:
+    cuda = FakeCuda()
+    monkeypatch.setattr("quasar.engines.cuda.load_runtime", lambda: cuda)
+    assert has_gpu()
+    cuda.fail[function] = cudaError_t[error]
+    assert not has_gpu()
 
 
 def test_a_device_says_what_it_is() -> None:
@@ -334,16 +412,18 @@ def test_the_fake_tensorrt_has_nothing_that_the_real_one_lacks() -> None:
             if issubclass(value, enum.IntEnum):
                 assert {member.name: int(member) for member in value} == {n: int(real[n]) for n in value.__members__}
     assert {member.name for member in fake.ILogger.Severity} <= set(library.ILogger.Severity.__members__)
-    assert {member.name for member in fake_tensorrt.DataType} <= set(library.DataType.__members__)
+    assert {member.name for member in fake_context.DataType} <= set(library.DataType.__members__)
     engine = [name for name in vars(fake_tensorrt.Engine) if name.startswith(("get_", "num_", "create_"))]
-    context = [name for name in vars(fake_tensorrt.Context) if name.startswith(("set_", "get_", "execute_"))]
+    context = [name for name in vars(fake_context.Context) if name.startswith(("set_", "get_", "execute_"))]
     used = {
         library.ICudaEngine: [*engine, "device_memory_size_v2"],
         library.IExecutionContext: context,
         library.Runtime: ["get_engine_validity", "deserialize_cuda_engine", "engine_host_code_allowed"],
         library.Refitter: ["refit_cuda_engine", "get_missing_weights"],
         library.OnnxParserRefitter: ["refit_from_file"],
-        library.IRuntimeConfig: ["set_execution_context_allocation_strategy", "cuda_graph_strategy"],
+        library.IRuntimeConfig: [
+            *("set_execution_context_allocation_strategy", "cuda_graph_strategy", "create_runtime_cache", "set_runtime_cache")
+        ],
     }
     for owner, names in used.items():
         assert [name for name in names if not hasattr(owner, name)] == []

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import time
+from threading import Timer
+
 import pytest
 
 from quasar.engines.plan_layers import parse_layers
-from quasar.engines.plan_progress import BuildProgress, make_monitor
+from quasar.engines.plan_progress import BuildProgress, make_monitor, run_interruptibly
 
 
 def tensor(name: str, shape: str, dtype: str) -> str:
@@ -80,16 +84,42 @@ def test_nested_phases_become_one_number_that_only_grows() -> None:
     assert min(shares) > 0
 
 
-def test_what_a_progress_bar_raises_ends_the_build_and_comes_out_afterwards() -> None:
-    class Library:
-        class IProgressMonitor:
-            pass
+class Library:
+    class IProgressMonitor:
+        pass
 
+
+def test_what_a_progress_bar_raises_ends_the_build_and_comes_out_afterwards() -> None:
     def interrupt(share: float) -> None:
-        raise KeyboardInterrupt
+        raise ValueError("the bar is broken")
 
     monitor = make_monitor(Library, interrupt)
-    monitor.phase_start("engine", None, 3)
-    assert monitor.step_complete("engine", 0) is False
+
+    def build() -> str:
+        monitor.phase_start("engine", None, 3)
+        return "went on" if monitor.step_complete("engine", 0) else "cancelled"
+
+    with pytest.raises(ValueError, match="the bar is broken"):
+        run_interruptibly(build, monitor)
+
+
+def test_a_build_gives_what_it_gives_and_raises_what_it_raises() -> None:
+    monitor = make_monitor(Library, lambda share: None)
+    assert run_interruptibly(lambda: 7, monitor) == 7
+    with pytest.raises(OSError, match="disk"):
+        run_interruptibly(lambda: (_ for _ in ()).throw(OSError("disk")), monitor)
+
+
+def test_a_signal_cancels_the_build_and_is_raised_when_it_has_ended() -> None:
+    monitor = make_monitor(Library, lambda share: None)
+    steps = []
+
+    def build() -> None:
+        monitor.phase_start("engine", None, 1000)
+        while monitor.step_complete("engine", len(steps)) and len(steps) < 1000:
+            steps.append(time.sleep(0.01))
+
+    Timer(0.3, lambda: signal.raise_signal(signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
-        monitor.raise_interruption()
+        run_interruptibly(build, monitor)
+    assert 1 < len(steps) < 500

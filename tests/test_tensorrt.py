@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 from fake_cuda import cudaError_t
 from fake_tensorrt import profile
 from plans import Rig, SmallModel, choices, greedy, small_model, usual_profiles
 
+from quasar.engines.cuda_graphs import RecurringPasses
 from quasar.engines.errors import QuasarError, UsageError
 
 IDS = np.random.default_rng(5).integers(0, 97, 60)
@@ -73,7 +76,7 @@ def test_onnx_runtime_writes_choices_only_where_they_are_wanted(single: SmallMod
 
 def test_the_cache_begins_with_zeros_and_past_is_present(single: SmallModel) -> None:
     rig = Rig(single, usual_profiles(single))
-    rig.load()
+    engine = rig.load()
     for context in rig.library.contexts:
         for layer in range(2):
             for kind in ("key", "value"):
@@ -84,6 +87,7 @@ def test_the_cache_begins_with_zeros_and_past_is_present(single: SmallModel) -> 
     assert addresses[0] == addresses[1]  # both profiles work on one cache
     places = {address for name, address in addresses[0].items() if not name.startswith("present.")}
     assert len(places) == 2 * 2 + len(("input_ids", "start", "rows", "context", "logits", "best", "confidence"))
+    engine.close()
 
 
 def test_the_profile_for_the_shortest_passes_that_takes_one_is_chosen(single: SmallModel) -> None:
@@ -141,6 +145,41 @@ def test_a_shape_is_run_twice_and_launched_from_then_on(single: SmallModel) -> N
     assert rig.library.enqueued == 2 * (2 + 1)  # twice run, once recorded
 
 
+@pytest.mark.parametrize("rtx", [False, True])
+def test_shapes_that_take_turns_have_a_context_each(single: SmallModel, rtx: bool) -> None:
+    """As in a chain: none is reshaped once a graph was made from it, and none makes a graph anew."""
+    rig = Rig(single, usual_profiles(single), rtx)
+    engine, reference = rig.load(), single.reference()
+    lengths = (1, 5, 2, 7)
+    for turn in range(6):
+        for length in lengths:
+            call = one(IDS[turn : turn + length], turn, list(range(length)))
+            np.testing.assert_array_equal(engine.forward(*call), reference.forward(*call))
+    assert (rig.library.captured, rig.cuda.recorded) == ((4, 0) if rtx else (0, 4))
+    assert rig.cuda.launched == (0 if rtx else 4 * 4)
+    eager, own = rig.library.contexts[:2], rig.library.contexts[2:]
+    assert [context.shapes["input_ids"] for context in own] == [(1, length) for length in lengths]
+    assert len({context.scratch for context in (*eager, *own)}) == 1
+    if rtx:
+        assert {context.cuda_graph_strategy.name for context in eager} == {"DISABLED"}
+        assert {context.cuda_graph_strategy.name for context in own} == {"WHOLE_GRAPH_CAPTURE"}
+        assert eager[0].kernels is not None
+    assert len({id(context.kernels) for context in (*eager, *own)}) == 1  # what was compiled for one is there for the next
+
+
+@pytest.mark.parametrize("rtx", [False, True])
+def test_where_no_more_contexts_fit_passes_are_run_in_that_of_their_profile(single: SmallModel, rtx: bool) -> None:
+    rig = Rig(single, usual_profiles(single), rtx)
+    rig.library.most_contexts = 3
+    engine, reference = rig.load(), single.reference()
+    for turn in range(4):
+        for length in (1, 4, 6):
+            call = one(IDS[turn : turn + length], turn, [length - 1])
+            np.testing.assert_array_equal(engine.forward(*call), reference.forward(*call))
+    assert len(rig.library.contexts) == 3
+    assert len(rig.library.refused) == 2  # each shape asks once
+
+
 def test_rows_slots_and_context_are_part_of_a_shape(batched: SmallModel) -> None:
     rig = Rig(batched, usual_profiles(batched))
     engine = rig.load()
@@ -162,7 +201,7 @@ def test_longer_passes_are_not_recorded(long: SmallModel) -> None:
 
 
 def test_the_least_recently_used_graph_goes(single: SmallModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quasar.engines.cuda_graphs.GraphCache.__init__.__defaults__", (2,))
+    monkeypatch.setattr(RecurringPasses.__init__, "__defaults__", (2,))
     rig = Rig(single, usual_profiles(single))
     engine = rig.load()
 
@@ -172,11 +211,14 @@ def test_the_least_recently_used_graph_goes(single: SmallModel, monkeypatch: pyt
 
     run(1, 3), run(2, 3), run(1, 1), run(3, 2)  # 2 has not been used for the longest time
     assert len(rig.cuda.graphs) == 2
+    assert [context.shapes["input_ids"] for context in rig.library.contexts[2:]] == [(1, 1), (1, 3)]
     launched = rig.cuda.launched
     run(1, 1), run(3, 1)
     assert rig.cuda.launched == launched + 2
-    run(2, 1)  # recorded again
-    assert (rig.cuda.launched, rig.cuda.recorded, len(rig.cuda.graphs)) == (launched + 2, 4, 2)
+    run(2, 1)  # as if for the first time: of more shapes in turn than are kept, not each pass makes a context
+    assert (rig.cuda.launched, rig.cuda.recorded, len(rig.cuda.graphs)) == (launched + 2, 3, 2)
+    run(2, 2)
+    assert (rig.cuda.launched, rig.cuda.recorded, len(rig.cuda.graphs)) == (launched + 3, 4, 2)
 
 
 def test_graphs_are_recorded_again_when_the_logits_move(single: SmallModel) -> None:
@@ -190,9 +232,11 @@ def test_graphs_are_recorded_again_when_the_logits_move(single: SmallModel) -> N
     np.testing.assert_array_equal(engine.forward(*large), reference.forward(*large))
     assert rig.library.contexts[0].addresses["logits"] == rig.library.contexts[1].addresses["logits"] != before
     assert not rig.cuda.graphs
+    assert len(rig.library.contexts) == 2
     for _ in range(3):
         np.testing.assert_array_equal(engine.forward(*small), reference.forward(*small))
     assert rig.cuda.recorded == 2
+    assert len(rig.library.contexts) == 3
 
 
 def test_a_shape_that_cannot_be_recorded_is_run_each_time(single: SmallModel) -> None:
@@ -206,16 +250,17 @@ def test_a_shape_that_cannot_be_recorded_is_run_each_time(single: SmallModel) ->
     assert rig.cuda.called.count("cudaStreamBeginCapture") == 1  # tried once
 
 
-def test_tensorrt_rtx_makes_the_graphs_of_short_passes_itself(single: SmallModel) -> None:
-    rig = Rig(single, (profile(1, 8, 64), profile(1, 100, 64, rows=8)), rtx=True)
-    engine = rig.load()
-    strategies = [context.cuda_graph_strategy.name for context in rig.library.contexts]
-    assert strategies == ["WHOLE_GRAPH_CAPTURE", "DISABLED"]
-    for _ in range(3):
-        engine.forward(*one(IDS[:4], 0, [0]))
+def test_tensorrt_rtx_makes_the_graphs_of_short_passes_itself(long: SmallModel) -> None:
+    rig = Rig(long, (profile(1, 8, 600), profile(1, 100, 600, rows=8)), rtx=True)
+    for cuda_graphs, captured in ((True, 1), (False, 0)):
+        engine = rig.load(cuda_graphs)
+        rig.library.captured = 0
+        for _ in range(3):
+            engine.forward(*one(IDS[:4], 0, [0]))
+            engine.forward(*one(np.resize(IDS, 65), 0, [0]))
+        assert rig.library.captured == captured
+        engine.close()
     assert "cudaStreamBeginCapture" not in rig.cuda.called
-    rig.load(cuda_graphs=False)
-    assert rig.library.contexts[2].cuda_graph_strategy.name == "DISABLED"
 
 
 def test_score_leaves_the_logits_on_the_device_until_asked(single: SmallModel) -> None:
@@ -229,6 +274,18 @@ def test_score_leaves_the_logits_on_the_device_until_asked(single: SmallModel) -
     np.testing.assert_array_equal(logits, engine.forward(*one(IDS[:6], 0, [0, 5])))
 
 
+def test_logits_that_are_asked_for_row_by_row_are_copied_once(single: SmallModel) -> None:
+    """As sampling does; in a graph's launches too."""
+    rig = Rig(single, usual_profiles(single))
+    engine = rig.load()
+    for _ in range(4):
+        scores = engine.score(*one(IDS[:6], 0, [0, 5]))
+        rig.cuda.copied["DeviceToHost"] = 0
+        rows = [scores.logits()[0, row].copy() for row in range(2)]
+        assert rig.cuda.copied["DeviceToHost"] == 2 * 97 * 4
+    np.testing.assert_array_equal(rows, engine.forward(*one(IDS[:6], 0, [0, 5]))[0])
+
+
 def test_only_the_small_inputs_cross_to_the_device(single: SmallModel) -> None:
     rig = Rig(single, usual_profiles(single))
     engine = rig.load()
@@ -240,6 +297,7 @@ def test_only_the_small_inputs_cross_to_the_device(single: SmallModel) -> None:
 def test_scores_of_an_earlier_pass_keep_their_tokens_and_refuse_their_logits(single: SmallModel) -> None:
     engine, reference = Rig(single, usual_profiles(single)).load(), single.reference()
     scores = engine.score(*one(IDS[:6], 0, [5]))
+    scores.logits()  # that they were copied does not keep them: the next pass's go into the same buffer
     engine.score(*one(IDS[10:16], 0, [5]))
     expected = reference.score(*one(IDS[:6], 0, [5]))
     assert scores.best(0, 0) == expected.best(0, 0)
@@ -279,9 +337,12 @@ def test_closing_frees_everything_and_results_stay_readable(single: SmallModel) 
     logits = engine.forward(*one(IDS[:20], 0, list(range(20))))
     kept = logits.copy()
     scores = engine.score(*one(IDS[:4], 0, [0]))
-    engine.close()
+    plan = weakref.ref(rig.library.contexts[0].engine)
+    assert len(rig.cuda.graphs) == 1
+    engine.close()  # the fake refuses to destroy a graph whose context is gone
     engine.close()
     assert (rig.cuda.blocks, rig.cuda.streams, rig.cuda.graphs) == ({}, {}, set())
+    assert (rig.library.contexts, plan()) == ([], None)
     np.testing.assert_array_equal(logits, kept)
     with pytest.raises(QuasarError, match="gone"):
         scores.logits()

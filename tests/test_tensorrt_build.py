@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from onnx import TensorProto, helper
 
 from quasar.engines.bundle import open_bundle
 from quasar.engines.cuda import has_gpu
-from quasar.engines.errors import BuildError, UsageError
+from quasar.engines.errors import BuildError, BundleError, UsageError
 from quasar.engines.manifest import EngineEntry, PlanEntry
 from quasar.engines.tensorrt_build import VERIFY_ROWS, BuildOptions, BuiltPlan, build_plan, check_build, plan_profiles
 from quasar.engines.tensorrt_library import Log
@@ -186,7 +189,7 @@ def test_batches_have_dynamic_caches(tmp_path: Path) -> None:
 def test_fewer_int8_products_than_the_manifest_says_fail_the_build(rtx_bundle: Path, tmp_path: Path) -> None:
     plan = tmp_path / "int8.plan"
     with pytest.raises(
-        BuildError, match=r"int8\.tensorrt\.onnx: 26 products are to be int8 x int8, and the plan has 2\d in profile 0"
+        BuildError, match=r"int8\.tensorrt\.onnx: 26 products .* in each of 2 profiles, and the plan has 50 in all"
     ):
         build_again(rtx_bundle, "int8", plan, products=26)
     assert not plan.exists()
@@ -248,7 +251,10 @@ def test_what_a_living_builder_says_is_heard_by_a_later_one(rtx_bundle: Path, tm
         (["--compute-capability", "7.5"], "--compute-capability 7.5: tensorrt-rtx builds neither int8 products"),
         (["--version-compatible"], "--version-compatible: tensorrt-rtx comes without the lean runtime"),
         (["--timing-cache", "x"], "--timing-cache: tensorrt-rtx times nothing at build"),
-        (["--memory-pool", "0"], r"memory_pool is 0 bytes; it must be positive \(--memory-pool\)"),
+        (["--memory-pool", "0"], "--memory-pool 0: give GiB, more than 0"),
+        (["--memory-pool", "nan"], "--memory-pool nan: give GiB, more than 0"),
+        (["--memory-pool", "1e30"], "and less than 65536"),
+        (["--compute-capability", ","], "--compute-capability ,: give numbers as 8.9"),
         (["--engines", "int4-a16"], r"on tensorrt-rtx, int4 has 16-bit activations itself"),
         (["--provider", "cuda", "--engines", "float"], "--provider cuda is for --backend onnxruntime"),
         pytest.param(["--strip-weights"], "--strip-weights: the library lays weights out on a GPU", marks=needs_no_gpu),
@@ -265,7 +271,7 @@ def test_what_cannot_be_built_is_refused_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("option", ["--strip-weights", "--version-compatible", "--compute-capability=8.9"])
+@pytest.mark.parametrize("option", ["--strip-weights", "--version-compatible", "--compute-capability=8.9", "--memory-pool=0"])
 def test_options_of_plans_need_a_backend_that_makes_them(capsys: pytest.CaptureFixture[str], option: str) -> None:
     assert export_main(["--model", "demo", "--int8", option]) == 2
     assert f"{option.split('=')[0]}: it is about plans; add --backend tensorrt" in capsys.readouterr().err
@@ -295,7 +301,7 @@ def test_a_failed_build_leaves_its_graphs_and_the_commands_that_bisect_it(
         assert export_main([*arguments, "--backend", RTX, "--output", str(output)]) == 3
     error = capsys.readouterr().err
     kept = tmp_path / "bundle.failed"
-    assert "99 products are to be int8 x int8, and the plan has 2" in error
+    assert "99 products are to be int8 x int8 in each of 2 profiles, and the plan has 50 in all" in error
     assert f"its graphs are in {kept}" in error
     assert [path.name for path in tmp_path.iterdir()] == ["bundle.failed"]
     assert {path.name for path in kept.iterdir()} >= {"int8.tensorrt.onnx", "int8.bin", "embedding.bin"}
@@ -353,11 +359,85 @@ def test_a_rebuild_that_fails_leaves_the_bundle_as_it_was(
     open_bundle(rtx_bundle, verify=True)
 
 
+def rebuild_command(bundle: Path, before: str = "import sys") -> list[str]:
+    """In a process of its own, where `before` was run."""
+    call = f"main(['--rebuild', {str(bundle)!r}, '--backend', '{RTX}'])"
+    return [sys.executable, "-c", f"{before}; from quasar.exporter.cli import main; sys.exit({call})"]
+
+
+def test_a_rebuild_needs_neither_torch_nor_the_model(tmp_path: Path, rtx_bundle: Path) -> None:
+    bundle = shutil.copytree(rtx_bundle, tmp_path / "a b")
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'onnx_ir', 'onnxruntime']))"
+    code = (
+        f"{blocked}; from quasar.exporter.cli import main; sys.exit(main(['--rebuild', {str(bundle)!r}, '--backend', '{RTX}']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    open_bundle(bundle, verify=True)
+
+
+def test_ctrl_c_ends_a_build_and_leaves_the_bundle_as_it_was(tmp_path: Path, rtx_bundle: Path) -> None:
+    bundle = shutil.copytree(rtx_bundle, tmp_path / "bundle")
+    before = {path: path.stat().st_mtime_ns for path in bundle.rglob("*")}
+    code = (
+        f"import sys; from quasar.exporter.cli import main; sys.exit(main(['--rebuild', {str(bundle)!r}, '--backend', '{RTX}']))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".bundle.*.partial")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.7)  # within the build of the first plan
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 130, out + error
+    assert error.strip().endswith("quasar-export: interrupted")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert {path: path.stat().st_mtime_ns for path in bundle.rglob("*")} == before
+
+
+def test_a_rebuild_does_not_hide_that_a_file_was_altered(tmp_path: Path, rtx_bundle: Path) -> None:
+    bundle = shutil.copytree(rtx_bundle, tmp_path / "bundle")
+    weights = bytearray((bundle / "int8.bin").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (bundle / "int8.bin").write_bytes(weights)
+    assert export_main(["--rebuild", str(bundle), "--backend", RTX]) == 0
+    with pytest.raises(BundleError, match=r"int8\.bin: altered since it was exported"):
+        open_bundle(bundle, verify=True)
+
+
+def test_a_link_to_a_bundle_stays_one(tmp_path: Path, rtx_bundle: Path) -> None:
+    bundle = shutil.copytree(rtx_bundle, tmp_path / "real" / "bundle")
+    (tmp_path / "link").symlink_to(bundle)
+    assert export_main(["--rebuild", str(tmp_path / "link"), "--backend", RTX, "--compute-capability", "8.9"]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert planned(bundle, "int8")[1].compute_capabilities == ("8.9",)
+    assert {path.name for path in (tmp_path / "real").iterdir()} == {"bundle"}
+
+
+def test_a_plan_that_is_a_link_is_replaced_and_not_written_through(tmp_path: Path, rtx_bundle: Path) -> None:
+    other = tmp_path / "other.plan"
+    other.write_bytes(b"another bundle's")
+    os.link(other, tmp_path / "int8.plan")
+    build_again(rtx_bundle, "int8", tmp_path / "int8.plan")
+    assert other.read_bytes() == b"another bundle's"
+
+
+@needs_no_gpu
+def test_figures_of_a_plan_that_did_not_run_are_said_to_be_the_graphs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "demo", "--engines", "float", "--backend", RTX, "--max-length", "64", "--num-samples", "4"]
+    assert export_main([*arguments, "--output", str(tmp_path / "bundle")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.rstrip().endswith('"..." --backend onnxruntime')
+    assert "float.plan: not run here (there is no NVIDIA driver on this machine); the figures are those of the graphs" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "--rebuild: say what is to build the plans: --backend tensorrt or --backend tensorrt-rtx"),
         (["--backend", RTX], "there are no graphs for TensorRT in it; export it with --backend tensorrt-rtx"),
+        (["--backend", RTX, "--output", "x"], "--output: --rebuild takes the engines of the bundle as they are, in place"),
+        (["--backend", RTX, "--max-length", "64"], "--max-length: --rebuild takes the engines of the bundle as they are"),
     ],
 )
 def test_what_cannot_be_rebuilt_is_refused(
@@ -365,3 +445,10 @@ def test_what_cannot_be_rebuilt_is_refused(
 ) -> None:
     assert export_main(["--rebuild", str(demo_bundle), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_rebuild_for_gpus_that_an_engine_is_not_built_for_is_refused(
+    rtx_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export_main(["--rebuild", str(rtx_bundle), "--backend", RTX, "--compute-capability", "7.5"]) == 2
+    assert "--compute-capability 7.5: tensorrt-rtx builds neither int8 products" in capsys.readouterr().err
