@@ -8,6 +8,7 @@ ENVIRONMENT is a virtual environment of its own, made where there is none: the s
 from __future__ import annotations
 
 import contextlib
+import ctypes.util
 import os
 import shutil
 import signal
@@ -29,6 +30,9 @@ START_SECONDS, STOP_SECONDS = 120, 20
 
 def make_environment(folder: Path) -> Path:
     """Install the server and this project; what is there already is kept, but for the project itself."""
+    library = Path(str(sysconfig.get_config_var("LIBDIR"))) / f"libpython{VERSION}.so.1.0"
+    if not library.exists() and not ctypes.util.find_library(f"python{VERSION}"):
+        raise RuntimeError(f"the server needs libpython{VERSION}.so, and this Python has none; install it, or use another Python")
     python = folder / "bin" / "python"
     quiet = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     ready = folder / "quasar-ready"
