@@ -16,8 +16,8 @@ A KV cache takes up to {cache_mb:.0f} MB for each of them.
 ## Start
 
 With docker: the bundle has to be inside the repository (write the model with `--copy`), or mounted where its link points to.
-REPOSITORY and QUASAR, a checkout of the project, are absolute paths; IMAGE is a release of NVIDIA's image `tritonserver`, one whose
-tag ends in `-py3`. This command has not been tried.
+REPOSITORY and QUASAR, a checkout of the project, are absolute paths; IMAGE is a release of NVIDIA's image
+`tritonserver`, with a tag that ends in `-py3`. This command has not been tried.
 
 ```bash
 docker run --rm --shm-size=1g -p 8000:8000 -p 8001:8001 -p 8002:8002 -v REPOSITORY:/models:ro -v QUASAR:/quasar:ro \\
