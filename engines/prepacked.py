@@ -11,11 +11,12 @@ import hashlib
 import json
 import platform
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnxruntime as ort
 
-from quasar.engines.bundle import file_sha256
+from quasar.engines.bundle import Bundle, file_sha256
 from quasar.engines.errors import BundleError, UsageError, first_line
 from quasar.engines.onnx_session import session_options
 
@@ -33,14 +34,23 @@ def machine() -> dict[str, str]:
     return {"onnxruntime": ort.__version__, "processor": hashlib.sha256(" ".join(features).encode()).hexdigest()}
 
 
-def save_prepacked(graphs: dict[str, Path], folder: Path) -> None:
-    """Save graphs, by engine, as this machine would load them. Takes about 2.5 times their weights on the disk.
+def _sources(bundle: Bundle, engine: str) -> dict[str, str]:
+    """Hashes of the files that an engine is loaded from, as the manifest says them."""
+    hashes = {file.path: file.sha256 for file in bundle.manifest.files}
+    entry = bundle.engine(engine)
+    return {path: hashes[path] for path in sorted({entry.graph, *entry.files})}
+
+
+def save_prepacked(bundle: Bundle, engines: Iterable[str], folder: Path) -> None:
+    """Save the graphs of engines as this machine would load them. Takes about 2.5 times their weights on the disk.
 
     Raises:
         BundleError: a graph cannot be loaded.
     """
     folder.mkdir()
-    for name, graph in graphs.items():
+    engines = tuple(engines)
+    for name in engines:
+        graph = bundle.path(bundle.engine(name).graph)
         options = session_options()
         options.optimized_model_filepath = str(folder / f"{name}.onnx")
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{name}.bin")
@@ -50,25 +60,29 @@ def save_prepacked(graphs: dict[str, Path], folder: Path) -> None:
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise BundleError(f"{graph}: ONNX Runtime cannot save it: {first_line(error)}") from None
     hashes = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-    (folder / LISTING).write_text(json.dumps({**machine(), "sha256": hashes}, indent=1) + "\n", encoding="utf-8")
+    listing = {**machine(), "engines": {name: _sources(bundle, name) for name in engines}, "sha256": hashes}
+    (folder / LISTING).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
 
 
-def check_prepacked(folder: Path) -> None:
-    """Refuse files that were not saved on such a machine, or are not whole.
+def check_prepacked(folder: Path, bundle: Bundle, engines: Iterable[str]) -> None:
+    """Refuse files that were not saved on such a machine and of this bundle's engines, or are not whole.
 
     Raises:
         UsageError: another processor or version of ONNX Runtime.
-        BundleError: a file is missing or altered.
+        BundleError: a file is missing or altered, or the bundle is another one by now.
     """
     again = "write the model again on this machine (quasar-triton --share-weights), or without that option"
     try:
         listing = json.loads((folder / LISTING).read_text(encoding="utf-8"))
-        hashes = dict(listing["sha256"])
+        hashes, saved = dict(listing["sha256"]), dict(listing["engines"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{folder / LISTING}: cannot be read ({first_line(error)}); {again}") from None
     for what, here in machine().items():
         if listing.get(what) != here:
             raise UsageError(f"{folder}: saved for another {what} ({str(listing.get(what))[:12]}, here {here[:12]}); {again}")
+    for engine in engines:
+        if saved.get(engine) != _sources(bundle, engine) or f"{engine}.onnx" not in hashes:
+            raise BundleError(f"{folder}: {engine} is not that of the bundle at {bundle.root}; {again}")
     for name, sha256 in hashes.items():
         if not (folder / name).is_file() or file_sha256(folder / name) != sha256:
             raise BundleError(f"{folder / name}: missing or altered; {again}")

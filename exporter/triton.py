@@ -36,6 +36,7 @@ __all__ = ["TritonPythonModel"]
 '''
 WARM_UP_TEXT = "Tom has 3 boxes of 8 pens. He gives away 5 pens. How many pens are left?"
 WARM_UP_TOKENS = 16
+MOST_INSTANCES = 1024
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class TritonOptions:
     def __post_init__(self) -> None:
         if not NAMES.fullmatch(self.name):
             raise UsageError(f"--name {self.name!r}: give letters, digits, dots, dashes and underscores")
-        if self.instances < 1:
-            raise UsageError(f"--instances {self.instances}: at least one is needed")
+        if not 1 <= self.instances <= MOST_INSTANCES:
+            raise UsageError(f"--instances {self.instances}: give 1 to {MOST_INSTANCES}")
 
 
 def write_model(root: Path, options: TritonOptions) -> tuple[Path, Bundle]:
@@ -78,9 +79,12 @@ def write_model(root: Path, options: TritonOptions) -> tuple[Path, Bundle]:
     chain, sequences = check_settings(bundle, options.settings)
     output = options.repository / options.name
     _check_output(output)
+    if not options.copy and bundle.root.resolve().is_relative_to(output.resolve()):
+        raise UsageError(f"{root}: it lies inside the model that would be replaced; a link to it would lead nowhere, add --copy")
     if options.share_weights and _on_gpu(bundle, options.settings):
         raise UsageError("--share-weights is for ONNX Runtime on a CPU; leave it out")
-    warm_up = _warm_up_tensors(Tokenizer(bundle.tokenizer_folder(), bundle.engine(chain.law).vocab_size))
+    law = bundle.engine(chain.law)
+    warm_up = _warm_up_tensors(Tokenizer(bundle.tokenizer_folder(), law.vocab_size), law.max_length)
     text = _format(model_config(bundle, options, sequences, warm_up))
     with atomic_directory(output) as partial:
         (partial / MARK).write_text("quasar-triton replaces this directory\n", encoding="utf-8")
@@ -93,7 +97,7 @@ def write_model(root: Path, options: TritonOptions) -> tuple[Path, Bundle]:
         if options.share_weights:
             from quasar.engines.prepacked import save_prepacked
 
-            save_prepacked({name: bundle.path(bundle.engine(name).graph) for name in chain.engines}, partial / "1" / "prepacked")
+            save_prepacked(bundle, chain.engines, partial / "1" / "prepacked")
         (partial / "warmup").mkdir()
         for tensor, value in warm_up.items():
             (partial / "warmup" / tensor).write_bytes(value.tobytes())
@@ -163,8 +167,8 @@ def _extra(bundle: Bundle, settings: Settings) -> str:
     return "gpu" if _on_gpu(bundle, settings) else "cpu"
 
 
-def _warm_up_tensors(tokenizer: Tokenizer) -> dict[str, NDArray[Any]]:
-    ids: Sequence[int] = tokenizer.encode(WARM_UP_TEXT) or [0]
+def _warm_up_tensors(tokenizer: Tokenizer, max_length: int) -> dict[str, NDArray[Any]]:
+    ids: Sequence[int] = (tokenizer.encode(WARM_UP_TEXT) or [0])[: max_length // 2]
     return {
         "token_ids": np.array(ids, dtype=np.int64),
         "max_tokens": np.array([WARM_UP_TOKENS], dtype=np.int32),
@@ -173,6 +177,9 @@ def _warm_up_tensors(tokenizer: Tokenizer) -> dict[str, NDArray[Any]]:
 
 
 def _check_output(output: Path) -> None:
+    standing = next(parent for parent in output.absolute().parents if parent.exists())
+    if not standing.is_dir():
+        raise UsageError(f"{standing}: a file, so there can be no repository; choose another --repository")
     if output.is_dir() and (output / MARK).is_file():
         return
     if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):

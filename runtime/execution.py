@@ -12,6 +12,7 @@ from quasar.engines.errors import UsageError
 from quasar.engines.manifest import LIBRARIES, EngineEntry
 
 ONNXRUNTIME = "onnxruntime"
+PROVIDERS = ("cpu", "cuda", "tensorrt")
 BACKENDS = (ONNXRUNTIME, *LIBRARIES)
 
 
@@ -37,6 +38,8 @@ class Execution:
     def __post_init__(self) -> None:
         if self.backend is not None and self.backend not in BACKENDS:
             raise UsageError(f"unknown backend {self.backend!r}; choose one of {', '.join(BACKENDS)}")
+        if self.provider is not None and self.provider not in PROVIDERS:
+            raise UsageError(f"unknown provider {self.provider!r}; choose one of {', '.join(PROVIDERS)}")
         if self.backend in LIBRARIES and self.provider is not None:
             raise UsageError(f"provider {self.provider} is one of ONNX Runtime, not of {self.backend}; give one of the two")
         if self.prepacked is not None and (self.backend in LIBRARIES or self.provider not in (None, "cpu")):

@@ -159,6 +159,8 @@ class Model:
         Raises:
             UsageError: the backend keeps one cache to its weights.
         """
+        if not self.engines:
+            raise QuasarError("the model is closed; load it again")
         return Model(self._pool.sibling(), self.tokenizer, self.chain, self._lengths, self.acceptance)
 
     def forget(self) -> None:

@@ -36,10 +36,11 @@ def make_environment(folder: Path) -> Path:
     python = folder / "bin" / "python"
     quiet = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     ready = folder / "quasar-ready"
-    if not ready.exists():
+    wanted = "\n".join((*NEEDS, (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+    if not ready.exists() or ready.read_text() != wanted:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         subprocess.run([str(python), *quiet, *NEEDS], check=True)
-        ready.write_text("\n".join(NEEDS))
+        ready.write_text(wanted)
     else:
         subprocess.run([str(python), *quiet, "--no-deps", "--force-reinstall", str(ROOT)], check=True)
     files = server_files(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,12 +29,15 @@ print(sum(int(row[1]) for row in rows if row[0] == "Anonymous:"))
 """
 
 
+ENGINES = ("float", "int8", "int4")
+
+
 @pytest.fixture(scope="module")
 def prepacked(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepacked") / "prepacked"
     bundle = open_bundle(demo_bundle)
-    save_prepacked({name: bundle.path(bundle.engine(name).graph) for name in ("float", "int8", "int4")}, folder)
-    check_prepacked(folder)
+    save_prepacked(bundle, ENGINES, folder)
+    check_prepacked(folder, bundle, ENGINES)
     return folder
 
 
@@ -57,29 +61,51 @@ def test_the_weights_are_no_memory_of_the_process(demo_bundle: Path, prepacked: 
     assert saved > 0.6 * (demo_bundle / "int8.bin").stat().st_size
 
 
-def test_files_of_another_machine_are_refused(prepacked: Path) -> None:
+def test_weights_of_a_bundle_that_was_exported_again_are_refused(demo_bundle: Path, prepacked: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for file in manifest["files"]:
+        if file["path"] == "int8.bin":
+            file["sha256"] = "0" * 64
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    opened = open_bundle(bundle)
+    check_prepacked(prepacked, opened, ["float", "int4"])
+    with pytest.raises(BundleError, match=r"int8 is not that of the bundle at .*; write the model again"):
+        check_prepacked(prepacked, opened, ENGINES)
+
+
+def test_an_engine_that_was_not_saved_is_refused(demo_bundle: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(demo_bundle)
+    save_prepacked(bundle, ["int8"], tmp_path / "prepacked")
+    with pytest.raises(BundleError, match="int4 is not that of the bundle"):
+        check_prepacked(tmp_path / "prepacked", bundle, ["int8", "int4"])
+
+
+def test_files_of_another_machine_are_refused(demo_bundle: Path, prepacked: Path) -> None:
+    bundle = open_bundle(demo_bundle)
     listing = prepacked / LISTING
     good = listing.read_text()
     try:
         for what in ("processor", "onnxruntime"):
             listing.write_text(json.dumps({**json.loads(good), what: "another"}))
             with pytest.raises(UsageError, match=f"saved for another {what}.*--share-weights"):
-                check_prepacked(prepacked)
+                check_prepacked(prepacked, bundle, ENGINES)
         for text in ("", "[]", "{}"):
             listing.write_text(text)
             with pytest.raises(BundleError, match="cannot be read"):
-                check_prepacked(prepacked)
+                check_prepacked(prepacked, bundle, ENGINES)
     finally:
         listing.write_text(good)
 
 
-def test_altered_files_are_refused(prepacked: Path) -> None:
+def test_altered_files_are_refused(demo_bundle: Path, prepacked: Path) -> None:
+    bundle = open_bundle(demo_bundle)
     weights = prepacked / "int4.bin"
     data = weights.read_bytes()
     try:
         weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         with pytest.raises(BundleError, match=r"int4\.bin: missing or altered"):
-            check_prepacked(prepacked)
+            check_prepacked(prepacked, bundle, ENGINES)
     finally:
         weights.write_bytes(data)
 

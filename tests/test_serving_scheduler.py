@@ -270,7 +270,8 @@ def test_a_relay_keeps_the_order_and_survives_what_fails() -> None:
         client.fail("that was it", True)
     relay.close()
     assert heard.ids == list(range(20))
-    assert heard.error == deaf.error == ("that was it", True)
+    assert heard.error == ("that was it", True)
+    assert deaf.error == ("a response could not be sent: nobody listens", False)
 
 
 def test_who_cannot_be_reached_counts_as_gone() -> None:
@@ -280,6 +281,38 @@ def test_who_cannot_be_reached_counts_as_gone() -> None:
     client.send(Part("x", [1]))
     relay.close()
     assert client.is_cancelled()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_whom_a_response_cannot_reach_is_told_that_it_is_over(models: list[Model], log: Log, stream: bool) -> None:
+    """Else it would wait for the rest for ever, or take what came before for all."""
+    relay = Relay(log)
+    scheduler = Scheduler(models, relay)
+    deaf, other = Listener(deaf=True), Listener()
+    scheduler.submit(order(models[0], QUESTIONS[0], stream, max_new_tokens=40), RelayedClient(deaf, relay))
+    scheduler.submit(order(models[0], QUESTIONS[1], max_new_tokens=10), RelayedClient(other, relay))
+    assert deaf.over.wait(60)
+    assert other.over.wait(60)
+    scheduler.close()
+    relay.close()
+    assert deaf.error == ("a response could not be sent: nobody listens", False)
+    assert not deaf.left
+    assert other.error is None
+
+
+def test_a_failure_counts_for_a_while_only(models: list[Model], running: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise QuasarError("engine int8: ONNX Runtime failed: no memory")
+
+    with monkeypatch.context() as patch:
+        for model in models:
+            patch.setattr(model.verifier, "prefill", fail)
+        unlucky = Listener()
+        running.submit(order(models[0], QUESTIONS[0]), unlucky)
+        assert unlucky.over.wait(60)
+    assert not running.healthy
+    monkeypatch.setattr(scheduler_module, "UNWELL_SECONDS", 0.0)
+    assert running.healthy
 
 
 def test_answers_through_a_relay(models: list[Model], log: Log) -> None:

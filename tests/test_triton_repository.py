@@ -10,6 +10,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from quasar.engines.bundle import open_bundle
 from quasar.exporter import triton
 from quasar.exporter.triton_cli import main
 from quasar.runtime import load
@@ -113,6 +114,10 @@ def test_a_file_in_the_way_is_left(demo_bundle: Path, tmp_path: Path, capsys: Ca
         (["--chain", "int9"], "no engine 'int9'"),
         (["--chain", "int8 >"], "a stage is empty"),
         (["--instances", "0"], "--instances 0"),
+        (["--instances", "99999999999"], "give 1 to 1024"),
+        (["--sequences", "99999999999"], "give 1 to 1024"),
+        (["--threads", "-1"], "threads is -1"),
+        (["--provider", "foo"], "unknown provider 'foo'"),
         (["--sequences", "0"], "sequences is 0"),
         (["--backend", "tensorrt"], "there is no plan of it"),
         (["--backend", "vllm"], "unknown backend 'vllm'"),
@@ -124,6 +129,23 @@ def test_bad_options_write_nothing(demo_bundle: Path, tmp_path: Path, capsys: Ca
     repository = tmp_path / "repository"
     assert message in complaint(capsys, write(demo_bundle, repository, *options))
     assert not repository.exists()
+
+
+def test_a_models_own_copy_is_not_replaced_by_a_link_to_itself(demo_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert write(demo_bundle, tmp_path, "--copy") == 0
+    own = tmp_path / "m" / "1" / "bundle"
+    capsys.readouterr()
+    assert "it lies inside the model that would be replaced" in complaint(capsys, write(own, tmp_path, "--instances", "2"))
+    open_bundle(own, verify=True)
+    assert write(own, tmp_path, "--instances", "2", "--copy") == 0
+    open_bundle(own, verify=True)
+    assert config_of(tmp_path / "m").instance_group[0].count == 2
+
+
+def test_a_repository_below_a_file_is_refused(demo_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/deeper"):
+        assert "a file, so there can be no repository" in complaint(capsys, write(demo_bundle, tmp_path / place))
 
 
 def test_no_bundle_and_bad_bundles_write_nothing(demo_bundle: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -130,6 +130,20 @@ def counted(server: TritonServer) -> dict[str, float]:
     }
 
 
+def cpu_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def settled(server: TritonServer) -> dict[str, float]:
+    """What was counted, once what earlier answers add has arrived: metrics are reported twice a second."""
+    now, before = counted(server), None
+    while now != before:
+        time.sleep(1.2)
+        now, before = counted(server), now
+    return now
+
+
 def until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
     """Whether something comes true; metrics are reported after the answer is sent."""
     end = time.monotonic() + seconds
@@ -350,7 +364,7 @@ def test_an_http_client_that_drops_ends_its_answer(server: TritonServer, client:
 
 
 def test_metrics_count_what_the_answers_say(server: TritonServer, client: Client) -> None:
-    before = counted(server)
+    before = settled(server)
     answers = [client.ask(messages=chat(question), max_tokens=64, ignore_eos=True) for question in QUESTIONS[:5]]
     statistics = [answer.statistics for answer in answers]
     expected = {
@@ -430,11 +444,13 @@ def test_two_instances_share_the_requests(server: TritonServer, control: Any, de
     write(demo_bundle, repository, "two", "--instances", "2", "--threads", "1")
     control.load_model("two")
     assert until(lambda: len(stubs(server.pid)) == 1 + 2)  # and `demo`
+    before = {process: cpu_seconds(process) for process in stubs(server.pid)}
 
     def ask(question: str) -> int:
         with Client(server.grpc, "two") as client:
             return len(client.ask(messages=chat(question), max_tokens=40, ignore_eos=True).ids)
 
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(ask, QUESTIONS)) == [40] * 8
+        assert list(pool.map(ask, QUESTIONS * 8)) == [40] * 64
+    assert sum(cpu_seconds(process) - seconds > 0.05 for process, seconds in before.items()) >= 2
     control.unload_model("two")

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable
 
+from quasar.engines.errors import first_line
 from quasar.runtime.serving.metrics import Tally
 from quasar.runtime.serving.scheduler import Client, Part, Reporter
 
@@ -53,6 +54,7 @@ class RelayedClient:
         self._client = client
         self._relay = relay
         self._gone: bool | None = None
+        self._over = False
 
     def is_cancelled(self) -> bool:
         """See `Client.is_cancelled`."""
@@ -70,16 +72,19 @@ class RelayedClient:
         self._relay.post(lambda: self._send(part))
 
     def _send(self, part: Part) -> None:
+        if self._over:
+            return
         try:
             self._client.send(part)
-        except Exception:
-            self._gone = True  # who cannot be reached wants no more
-            raise
+        except Exception as error:
+            # it would wait for the rest, or take what came for all
+            self._gone = self._over = True
+            self._client.fail(f"a response could not be sent: {first_line(error)}", False)
 
     def fail(self, message: str, usage: bool) -> None:
         """See `Client.fail`."""
-        self._relay.post(lambda: self._client.fail(message, usage))
+        self._relay.post(lambda: None if self._over else self._client.fail(message, usage))
 
     def leave(self) -> None:
         """See `Client.leave`."""
-        self._relay.post(self._client.leave)
+        self._relay.post(lambda: None if self._over else self._client.leave())

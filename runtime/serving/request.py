@@ -32,6 +32,7 @@ SAMPLING = {
     "seed": "seed",
     "ignore_eos": "ignore_eos",
 }
+REQUEST_ID = "id"  # of the generate endpoint
 OWN = "triton_"
 """Parameters that begin so are the server's own."""
 
@@ -67,7 +68,7 @@ def read_request(model: Model, tensors: Tensors, parameters: Mapping[str, Any] |
         UsageError: with the tensor, its value and the fix.
     """
     for name in parameters or {}:
-        if not name.startswith(OWN):
+        if not name.startswith(OWN) and name != REQUEST_ID:
             raise UsageError(f"{name}: no input of this model has this name; it has {', '.join(spec.name for spec in INPUTS)}")
     values = {spec.name: _values(spec, tensors[spec.name]) for spec in INPUTS if spec.name in tensors}
     if any(name in values for name in GUIDED):

@@ -21,6 +21,7 @@ from quasar.runtime.serving.metrics import Tally
 from quasar.runtime.serving.request import Order
 
 UNLOADED = "the model is being unloaded; ask again later"
+UNWELL_SECONDS = 30.0
 REPORT_SECONDS = 0.5
 """How often metrics are reported: a report takes time away from answers."""
 SHORT_ROUND = 0.005
@@ -133,14 +134,18 @@ class Scheduler:
         self._open: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._broken = False
+        self._failed: float | None = None
         self._thread = threading.Thread(target=self._work, name="quasar", daemon=True)
         self._thread.start()
 
     @property
     def healthy(self) -> bool:
-        """Whether answers can be expected: the thread runs, and the engines did not fail when they ran last."""
-        return self._thread.is_alive() and not self._closing and not self._broken
+        """Whether answers can be expected: the thread runs, and the engines did not fail just now.
+
+        A failure counts for a while only: a server that sends nothing to what is not ready would never learn better.
+        """
+        failed = self._failed is not None and time.perf_counter() - self._failed < UNWELL_SECONDS
+        return self._thread.is_alive() and not self._closing and not failed
 
     def submit(self, order: Order, client: Client) -> None:
         """Take in a request; any thread may."""
@@ -206,7 +211,7 @@ class Scheduler:
         except UsageError as error:
             _fail(job.client, str(error), True)
         except QuasarError as error:
-            self._broken = True
+            self._failed = time.perf_counter()
             _fail(job.client, str(error), False)
         except Exception as error:  # the others go on
             _fail(job.client, f"internal error: {type(error).__name__}: {first_line(error)}", False)
@@ -217,7 +222,7 @@ class Scheduler:
             assert job.model is not None
             job.generation = job.model.answer(job.order.prompt, job.order.params)
         job.take(next(job.generation), self._tally)
-        self._broken = False
+        self._failed = None
 
     def _finish_turn(self, job: _Job) -> bool:
         """Send what there is, and ask whether more is wanted."""

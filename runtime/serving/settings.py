@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from quasar.engines.bundle import Bundle
+from quasar.engines.bundle import Bundle, open_bundle
 from quasar.engines.errors import UsageError
 from quasar.runtime.execution import ONNXRUNTIME, Execution
-from quasar.runtime.generate import Model, load
+from quasar.runtime.generate import Model, choose_chain, load
 from quasar.runtime.options import parse_draft_length
 from quasar.runtime.sampler import Acceptance
 
 SEQUENCES = 4
+MOST_SEQUENCES = 1024
 """Answers that one instance works on at the same time, where the backend can."""
 
 
@@ -37,8 +38,10 @@ class Settings:
     sequences: int | None = None
 
     def __post_init__(self) -> None:
-        if self.sequences is not None and self.sequences < 1:
-            raise UsageError(f"sequences is {self.sequences}; at least one is needed")
+        if self.sequences is not None and not 1 <= self.sequences <= MOST_SEQUENCES:
+            raise UsageError(f"sequences is {self.sequences}; give 1 to {MOST_SEQUENCES}")
+        if self.threads < 0:
+            raise UsageError(f"threads is {self.threads}; give a number of threads, or 0 for one per core")
 
     @property
     def execution(self) -> Execution:
@@ -78,7 +81,8 @@ class Settings:
         if prepacked is not None:
             from quasar.engines.prepacked import check_prepacked
 
-            check_prepacked(prepacked)
+            opened = open_bundle(bundle)
+            check_prepacked(prepacked, opened, choose_chain(opened, self.chain).engines)
         first = load(
             bundle,
             self.chain,
