@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quasar.engines.errors import UsageError
+from quasar.engines.errors import QuasarError, UsageError
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
@@ -89,14 +89,19 @@ class DeviceScores:
     Args:
         best: int64 [B, R].
         confidence: float32 [B, R].
-        check: raises QuasarError once another pass has run.
+        engine: its name, for errors.
+        passes: how many passes the engine has run by now; once another one has, the logits are gone.
         copy: copies the logits to the host, float32 [B, R, V]; done once, however many rows are asked for one by one.
     """
 
-    def __init__(self, best: Int64, confidence: Float32, check: Callable[[], None], copy: Callable[[], Float32]) -> None:
+    def __init__(
+        self, best: Int64, confidence: Float32, engine: str, passes: Callable[[], int], copy: Callable[[], Float32]
+    ) -> None:
         self._best = best
         self._confidence = confidence
-        self._check = check
+        self._engine = engine
+        self._passes = passes
+        self._number = passes()
         self._copy = copy
         self._logits: Float32 | None = None
 
@@ -109,8 +114,14 @@ class DeviceScores:
         return float(self._confidence[slot, row])
 
     def logits(self) -> Float32:
-        """See `Scores.logits`."""
-        self._check()  # also of a copy: its buffer may be that of the pass that has run since
+        """See `Scores.logits`.
+
+        Raises:
+            QuasarError: another pass has run since.
+        """
+        # also of a copy: its buffer may be that of the pass that has run since
+        if self._passes() != self._number:
+            raise QuasarError(f"engine {self._engine}: these logits are gone, another pass has run since; ask before it")
         if self._logits is None:
             self._logits = self._copy()
         return self._logits

@@ -14,6 +14,9 @@ FORMAT_VERSION = 1
 ENGINE_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 LIBRARIES = ("tensorrt", "tensorrt-rtx")
 """What builds and runs plans."""
+ONNXRUNTIME = "onnxruntime"
+BACKENDS = (ONNXRUNTIME, *LIBRARIES)
+"""What runs engines."""
 # a manifest that asks for more than this is not one that an export wrote
 MAX_VOCAB, MAX_LENGTH, MAX_BATCH, MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1 << 22, 1 << 24, 1 << 10, 1 << 10, 1 << 10, 1 << 12
 
@@ -113,6 +116,16 @@ class EngineEntry:
     float_linears: tuple[str, ...]
     gate: Mapping[str, Any]
     plan: PlanEntry | None = None
+
+    @property
+    def cache_names(self) -> list[str]:
+        """The caches' names without `past.` or `present.`, in order."""
+        return [f"{layer}.{kind}" for layer in range(self.num_hidden_layers) for kind in ("key", "value")]
+
+    @property
+    def cache_values(self) -> int:
+        """How many numbers all keys and values are."""
+        return 2 * self.num_hidden_layers * self.max_batch * self.num_key_value_heads * self.max_length * self.head_dim
 
 
 @dataclass(frozen=True)

@@ -99,12 +99,7 @@ def check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) ->
         raise BundleError(f"{path}: its precision is {precision}, the manifest says {entry.precision}; export the bundle again")
     cache = [entry.num_key_value_heads, entry.max_length, entry.head_dim]
     inputs = {"input_ids": 2, "start": 1, "rows": 2} | ({"context": 1} if entry.attention == "portable" else {})
-    expected: dict[str, list[int]] = {
-        f"{side}.{i}.{kind}": cache
-        for side in ("past", "present")
-        for i in range(entry.num_hidden_layers)
-        for kind in ("key", "value")
-    }
+    expected: dict[str, list[int]] = {f"{side}.{name}": cache for side in ("past", "present") for name in entry.cache_names}
     found = {value.name: value for value in [*session.get_inputs(), *session.get_outputs()]}
     switch = {"precise"} & set(found) if entry.precision == SWITCHED else set()
     cache_type = next((value.type for name, value in found.items() if name in expected), "")

@@ -78,7 +78,7 @@ class OnnxEngine:
         self._switched = "precise" in inputs
         self._context = np.arange(entry.max_length if "context" in inputs else 0)
         self._cache_shape = (entry.num_key_value_heads, entry.max_length, entry.head_dim)
-        self._cache_names = [f"{i}.{kind}" for i in range(entry.num_hidden_layers) for kind in ("key", "value")]
+        self._cache_names = entry.cache_names
         self._device = "cpu" if provider == "cpu" else "cuda"
         self._make_buffers()
 
@@ -101,12 +101,6 @@ class OnnxEngine:
         twin = copy.copy(self)
         twin._make_buffers()
         return twin
-
-    @property
-    def cache_bytes(self) -> int:
-        """Memory of the cache once all of it is written."""
-        positions = self._spec.max_batch * int(np.prod(self._cache_shape))
-        return len(self._cache_names) * positions * np.dtype(self._cache_type).itemsize
 
     @property
     def spec(self) -> EngineSpec:
@@ -135,13 +129,12 @@ class OnnxEngine:
             self._device_logits = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, self._device, 0)
         binding.bind_ortvalue_output("logits", self._device_logits)
         self._seconds += self._run(binding)
-        number, logits = self._passes, self._device_logits
+        logits = self._device_logits
 
-        def check() -> None:
-            if number != self._passes:
-                raise QuasarError(f"engine {self._spec.name}: these logits are gone, another pass has run since; ask before it")
+        def fetch() -> Float32:
+            return np.asarray(logits.numpy(), dtype=np.float32)
 
-        return DeviceScores(best, confidence, check, lambda: np.asarray(logits.numpy(), dtype=np.float32))
+        return DeviceScores(best, confidence, self._spec.name, lambda: self._passes, fetch)
 
     def run(self, tokens: Int64, start: Int64, rows: Int64, precise: bool = True) -> tuple[Float32, float]:
         """(logits as of `forward`, seconds inside ONNX Runtime).

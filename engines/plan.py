@@ -11,7 +11,7 @@ from typing import Any
 from quasar.engines.cuda import Device, DeviceMemoryError
 from quasar.engines.errors import BundleError, QuasarError, UsageError
 from quasar.engines.manifest import EngineEntry, PlanEntry, PlanProfile
-from quasar.engines.plan_shapes import PassShape, cache_bytes, cache_names, input_shapes, output_shapes
+from quasar.engines.plan_shapes import PassShape, cache_bytes, input_shapes, output_shapes
 from quasar.engines.tensorrt_library import Log, version_numbers
 
 GIB = 1 << 30
@@ -210,7 +210,7 @@ def _check_tensors(path: Path, entry: EngineEntry, opened: OpenPlan, again: str)
                     f"{path}: {name} is {engine.get_tensor_dtype(name).name} {list(found)}, and by the manifest it is "
                     f"{dtype} {list(wanted)}; {again}"
                 )
-    for name in cache_names(entry):
+    for name in entry.cache_names:
         if engine.get_aliased_input_tensor(f"present.{name}") != f"past.{name}":
             raise BundleError(f"{path}: present.{name} is not past.{name} updated in place; {again}")
 

@@ -10,7 +10,7 @@ from quasar.engines.cuda import Device, DeviceMemoryError, Stream
 from quasar.engines.engine import Float32, Int64
 from quasar.engines.manifest import EngineEntry, PlanProfile
 from quasar.engines.plan import GIB
-from quasar.engines.plan_shapes import PassShape, cache_bytes, cache_names
+from quasar.engines.plan_shapes import PassShape, cache_bytes
 
 FLOAT, INT = 4, 8
 """Bytes of a float32 and of an int64."""
@@ -118,8 +118,8 @@ class PlanBuffers:
         small = _small(profiles)
         for name, size in small.items():
             self.addresses[name] = self._fixed(size)
-        each = cache_bytes(entry) // len(cache_names(entry))
-        for name in cache_names(entry):
+        each = cache_bytes(entry) // len(entry.cache_names)
+        for name in entry.cache_names:
             address = self._fixed(each)
             self._stream.clear(address, each)
             self.addresses |= {f"past.{name}": address, f"present.{name}": address}

@@ -85,11 +85,6 @@ def _limit(profiles: Sequence[PlanProfile], batch: int, length: int, rows: int, 
     return f"no profile of its plan takes {batch} slots of {length} tokens, {rows} rows and {context} positions; export it again"
 
 
-def cache_names(entry: EngineEntry) -> list[str]:
-    """The caches' names without `past.` or `present.`, in order."""
-    return [f"{layer}.{kind}" for layer in range(entry.num_hidden_layers) for kind in ("key", "value")]
-
-
 def input_shapes(entry: EngineEntry, shape: PassShape) -> dict[str, tuple[int, ...]]:
     """The shape of each input in a pass."""
     cache = (shape.batch, entry.num_key_value_heads, entry.max_length, entry.head_dim)
@@ -98,7 +93,7 @@ def input_shapes(entry: EngineEntry, shape: PassShape) -> dict[str, tuple[int, .
         "start": (shape.batch,),
         "rows": (shape.batch, shape.rows),
         "context": (shape.context,),
-        **{f"past.{name}": cache for name in cache_names(entry)},
+        **{f"past.{name}": cache for name in entry.cache_names},
     }
 
 
@@ -109,10 +104,10 @@ def output_shapes(entry: EngineEntry, shape: PassShape) -> dict[str, tuple[int, 
         "logits": (shape.batch, shape.rows, entry.vocab_size),
         "best": (shape.batch, shape.rows),
         "confidence": (shape.batch, shape.rows),
-        **{f"present.{name}": inputs[f"past.{name}"] for name in cache_names(entry)},
+        **{f"present.{name}": inputs[f"past.{name}"] for name in entry.cache_names},
     }
 
 
 def cache_bytes(entry: EngineEntry) -> int:
     """Bytes of all keys and values, in float16."""
-    return 2 * 2 * entry.num_hidden_layers * entry.max_batch * entry.num_key_value_heads * entry.max_length * entry.head_dim
+    return 2 * entry.cache_values

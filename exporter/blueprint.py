@@ -10,7 +10,7 @@ from quasar.calibration.source import TensorSource
 from quasar.exporter.architecture import Architecture
 from quasar.exporter.checkpoint import Checkpoint
 from quasar.exporter.draft_model import fit_vocabulary
-from quasar.exporter.graph.explicit import ExplicitW8A8Linear, HalfLinear, explicit_form
+from quasar.exporter.graph.explicit import HalfLinear, explicit_form
 from quasar.exporter.graph.linear import BlockLinear, FloatLinear, HalfBlockLinear, Linear, SwitchedBlockLinear, W8A8Linear
 
 
@@ -47,7 +47,7 @@ class Blueprint:
     @property
     def float_linears(self) -> tuple[str, ...]:
         """Linears that stay float, as far as there are quantized ones."""
-        kept = self.linear.keep_float if isinstance(self.linear, (W8A8Linear, ExplicitW8A8Linear)) else ()
+        kept = self.linear.keep_float if isinstance(self.linear, W8A8Linear) else ()
         return tuple(sorted(kept)) + (("lm_head",) if isinstance(self.lm_head, (FloatLinear, HalfLinear)) else ())
 
 

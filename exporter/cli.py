@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from quasar.engines.command import EXIT_CODES, run_command
 from quasar.engines.errors import UsageError
-from quasar.engines.manifest import LIBRARIES, Manifest
+from quasar.engines.manifest import BACKENDS, ONNXRUNTIME, Manifest
 from quasar.engines.tensorrt_build import BuildOptions
 from quasar.exporter.draft import FORMS, INT4, Draft, parse_drafts
 from quasar.exporter.summary import print_summary
@@ -21,7 +21,6 @@ from quasar.exporter.summary import print_summary
 if TYPE_CHECKING:  # torch and transformers take seconds to import: --help and wrong options need not wait for them
     from quasar.exporter.options import ExportOptions
 
-ONNXRUNTIME = "onnxruntime"
 GIB = 1 << 30
 MOST_GIB = 1 << 16
 OF_PLANS = ("compute_capability", "version_compatible", "strip_weights", "memory_pool", "timing_cache")
@@ -60,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-length", type=int, metavar="N", help="positions of the KV cache (default: 4096, or the model's)")
     p.add_argument("--max-batch", type=int, default=1, metavar="N", help="slots in one pass (default: 1)")
     p.add_argument(
-        *("--backend",), choices=(ONNXRUNTIME, *LIBRARIES), default=ONNXRUNTIME,
+        *("--backend",), choices=BACKENDS, default=ONNXRUNTIME,
         help="what is to run the engines; with a TensorRT, plans are built beside the graphs for ONNX Runtime",
     )  # fmt: skip
     p.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="what ONNX Runtime's graphs are for (default: cpu)")

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from quasar.engines.bundle import MANIFEST, Bundle, open_bundle
 from quasar.engines.directory import atomic_directory
 from quasar.engines.errors import UsageError
+from quasar.engines.manifest import ONNXRUNTIME
 from quasar.exporter.triton_readme import readme
 from quasar.runtime.chain import ChainSpec
 from quasar.runtime.engine_pool import EnginePool
-from quasar.runtime.execution import ONNXRUNTIME
 from quasar.runtime.generate import choose_chain, draft_lengths
 from quasar.runtime.options import parse_draft_length
 from quasar.runtime.serving.settings import Settings

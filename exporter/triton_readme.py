@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from quasar.engines.bundle import Bundle
-from quasar.engines.manifest import EngineEntry
 from quasar.runtime.chain import ChainSpec
 from quasar.runtime.serving.tensors import INPUTS, OUTPUTS, TensorSpec
 
+FLOAT = 4
+"""Bytes of a float32."""
 PAGE = """# {name}
 
 `{model}` with the chain `{chain}`, written by `quasar-triton`. {instances} instance(s), each a process with weights of its own;
@@ -73,15 +74,10 @@ def readme(bundle: Bundle, name: str, chain: ChainSpec, sequences: int, instance
         sequences=sequences,
         instances=instances,
         extra=extra,
-        cache_mb=sum(cache_bytes(bundle.engine(engine)) for engine in chain.engines) / 1e6,
+        cache_mb=sum(FLOAT * bundle.engine(engine).cache_values for engine in chain.engines) / 1e6,
         inputs="\n".join(map(_row, INPUTS)),
         outputs="\n".join(map(_row, OUTPUTS)),
     )
-
-
-def cache_bytes(entry: EngineEntry) -> int:
-    """Memory of an engine's KV cache, in float32, once all of its positions are written."""
-    return 2 * entry.num_hidden_layers * entry.max_batch * entry.num_key_value_heads * entry.max_length * entry.head_dim * 4
 
 
 def _row(spec: TensorSpec) -> str:

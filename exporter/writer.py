@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from quasar.engines.manifest import EngineEntry
+from quasar.engines.manifest import ONNXRUNTIME, EngineEntry
 from quasar.exporter.blueprint import Blueprint, for_tensorrt
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
@@ -25,7 +25,8 @@ def write_engines(
 
     The entries have neither gate figures nor plans yet.
     """
-    forms = [form for b in blueprints for form in ((b, for_tensorrt(b)) if for_plans else (b,))]
+    explicit_forms = {b.name: for_tensorrt(b) for b in blueprints} if for_plans else {}
+    forms = [*blueprints, *explicit_forms.values()]
     names = [*(form.weights for form in forms), *([EMBEDDING] if any(form.shares_embedding for form in forms) else [])]
     entries, graphs = [], []
     with ExitStack() as stack:
@@ -35,8 +36,7 @@ def write_engines(
             decoder = _decoder(blueprint, form, max_length, max_batch)
             written = _write(root, f"{blueprint.name}.onnx", blueprint, decoder, files, progress)
             entries.append(_entry(blueprint, decoder, written))
-            if for_plans:
-                explicit = for_tensorrt(blueprint)
+            if explicit := explicit_forms.get(blueprint.name):
                 decoder = _decoder(explicit, "portable", max_length, max_batch)
                 written = _write(root, f"{graph_label(explicit.name)}.onnx", explicit, decoder, files, progress)
                 graphs.append(PlanGraph(explicit.name, explicit.precision, written))
@@ -74,7 +74,7 @@ def _entry(blueprint: Blueprint, decoder: Decoder, files: tuple[str, ...]) -> En
     a = blueprint.architecture
     return EngineEntry(
         name=blueprint.name,
-        backend="onnxruntime",
+        backend=ONNXRUNTIME,
         precision=blueprint.precision,
         attention=decoder.attention,
         graph=files[0],

@@ -9,11 +9,9 @@ from pathlib import Path
 from quasar.engines.bundle import Bundle
 from quasar.engines.engine import Engine
 from quasar.engines.errors import UsageError
-from quasar.engines.manifest import LIBRARIES, EngineEntry
+from quasar.engines.manifest import BACKENDS, LIBRARIES, ONNXRUNTIME, EngineEntry
 
-ONNXRUNTIME = "onnxruntime"
 PROVIDERS = ("cpu", "cuda", "tensorrt")
-BACKENDS = (ONNXRUNTIME, *LIBRARIES)
 
 
 @dataclass(frozen=True)
@@ -91,11 +89,10 @@ class Execution:
             provider = self.provider or "cpu"
             graph = bundle.path(entry.graph) if self.prepacked is None else self.prepacked / f"{entry.name}.onnx"
             return OnnxEngine(graph, entry, provider, self.threads, self.batch_invariant)
+        from quasar.engines.plan import plan_of
         from quasar.engines.tensorrt import TensorRtEngine
 
-        plan = entry.plan
-        if plan is None:
-            raise UsageError(f"engine {entry.name}: there is no plan of it in {bundle.root}")
+        plan = plan_of(entry)
         return TensorRtEngine(bundle.path(plan.plan), bundle.path(plan.graph), entry, rebuild_command(bundle, plan.library))
 
 

@@ -6,7 +6,8 @@ import argparse
 from typing import Any
 
 from quasar.engines.errors import UsageError
-from quasar.runtime.execution import BACKENDS, Execution
+from quasar.engines.manifest import BACKENDS
+from quasar.runtime.execution import Execution
 from quasar.runtime.generate import DraftLength
 from quasar.runtime.sampler import ACCEPTANCES
 from quasar.runtime.sampling import SamplingParams

@@ -185,9 +185,9 @@ def test_a_client_that_cannot_be_reached_harms_none(models: list[Model], running
     assert running.healthy
 
 
-def test_an_engine_that_fails_is_told_and_counts_as_not_healthy_until_it_runs_again(
-    models: list[Model], running: Scheduler, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def ask_failing_engines(models: list[Model], running: Scheduler, monkeypatch: pytest.MonkeyPatch) -> Listener:
+    """Who asked while the engines failed; they work again afterwards."""
+
     def fail(*arguments: object) -> None:
         raise QuasarError("engine int8: ONNX Runtime failed: no memory")
 
@@ -197,6 +197,13 @@ def test_an_engine_that_fails_is_told_and_counts_as_not_healthy_until_it_runs_ag
         unlucky = Listener()
         running.submit(order(models[0], QUESTIONS[0]), unlucky)
         assert unlucky.over.wait(60)
+    return unlucky
+
+
+def test_an_engine_that_fails_is_told_and_counts_as_not_healthy_until_it_runs_again(
+    models: list[Model], running: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlucky = ask_failing_engines(models, running, monkeypatch)
     assert unlucky.error == ("engine int8: ONNX Runtime failed: no memory", False)
     assert not running.healthy
     lucky = Listener()
@@ -301,15 +308,7 @@ def test_whom_a_response_cannot_reach_is_told_that_it_is_over(models: list[Model
 
 
 def test_a_failure_counts_for_a_while_only(models: list[Model], running: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> None:
-        raise QuasarError("engine int8: ONNX Runtime failed: no memory")
-
-    with monkeypatch.context() as patch:
-        for model in models:
-            patch.setattr(model.verifier, "prefill", fail)
-        unlucky = Listener()
-        running.submit(order(models[0], QUESTIONS[0]), unlucky)
-        assert unlucky.over.wait(60)
+    ask_failing_engines(models, running, monkeypatch)
     assert not running.healthy
     monkeypatch.setattr(scheduler_module, "UNWELL_SECONDS", 0.0)
     assert running.healthy

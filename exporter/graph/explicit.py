@@ -6,7 +6,6 @@ same name; what is stored in another form has a name of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from quasar.calibration.quantize import BLOCK_SIZES, quantize_positive_blocks, quantize_rows
+from quasar.calibration.quantize import BLOCK_SIZES, quantize_positive_blocks
 from quasar.exporter.graph.builder import GraphBuilder
-from quasar.exporter.graph.linear import BlockLinear, Linear, W8A8Linear
+from quasar.exporter.graph.linear import BlockLinear, Linear, W8A8Linear, add_bias
 
 
 class HalfLinear:
@@ -26,39 +25,30 @@ class HalfLinear:
         """See `Linear`."""
         half = g.weight(f"{name}.weight.half", weight.t().half().contiguous().numpy())
         y = g.op("MatMul", g.op("Cast", x, to=ir.DataType.FLOAT16), half)
-        return _finish(g, name, g.op("Cast", y, to=ir.DataType.FLOAT), bias)
+        return add_bias(g, name, g.op("Cast", y, to=ir.DataType.FLOAT), bias)
 
 
 @dataclass(frozen=True)
-class ExplicitW8A8Linear:
-    """int8 weights per output channel, activations int8 with one static scale, as Q/DQ pairs around a product.
+class ExplicitW8A8Linear(W8A8Linear):
+    """The same int8 weights and scales as Q/DQ pairs around a product.
 
     Zero points are 0, which is all that TensorRT takes; weights are stored as int8, with a DequantizeLinear alone. Scales are
     float32, and so is the product: with float16 scales, TensorRT-RTX writes the product of the integers as float16 before it
     applies the weights' scales, and it can overflow.
-
-    Attributes:
-        input_scales: activation scale of every linear, by name.
-        keep_float: linears that are written by `fallback`.
     """
 
-    input_scales: Mapping[str, float]
-    keep_float: frozenset[str] = frozenset()
     fallback: Linear = field(default_factory=HalfLinear)
 
-    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
-        """See `Linear`."""
-        if name in self.keep_float:
-            return self.fallback(g, name, x, weight, bias)
-        quantized, scales = quantize_rows(weight)
-        input_scale, zero_point = g.constant(self.input_scales[name], np.float32), g.constant(0, np.int8)
-        stored = g.weight(f"{name}.weight", quantized.t().contiguous().numpy())
+    def _multiply(
+        self, g: GraphBuilder, x: ir.Value, input_scale: ir.Value, weight: ir.Value, weight_scale: ir.Value, bias: ir.Value | None
+    ) -> Any:
+        zero_point = g.constant(0, np.int8)
         y = g.op(
             "MatMul",
             g.op("DequantizeLinear", g.op("QuantizeLinear", x, input_scale, zero_point), input_scale, zero_point),
-            g.op("DequantizeLinear", stored, g.weight(f"{name}.weight_scale", scales.numpy()), axis=1),
+            g.op("DequantizeLinear", weight, weight_scale, axis=1),
         )
-        return _finish(g, name, y, bias)
+        return y if bias is None else g.op("Add", y, bias)
 
 
 class ExplicitBlockLinear:
@@ -81,7 +71,7 @@ class ExplicitBlockLinear:
             g.op("Cast", x, to=ir.DataType.FLOAT16),
             g.op("DequantizeLinear", stored, scale, axis=0, block_size=size),
         )
-        return _finish(g, name, g.op("Cast", y, to=ir.DataType.FLOAT), bias)
+        return add_bias(g, name, g.op("Cast", y, to=ir.DataType.FLOAT), bias)
 
 
 def explicit_form(linear: Linear) -> tuple[Linear, str]:
@@ -89,7 +79,3 @@ def explicit_form(linear: Linear) -> tuple[Linear, str]:
     if isinstance(linear, W8A8Linear):
         return ExplicitW8A8Linear(linear.input_scales, linear.keep_float), "w8a8"
     return (ExplicitBlockLinear(), "w4a16") if isinstance(linear, BlockLinear) else (HalfLinear(), "float16")
-
-
-def _finish(g: GraphBuilder, name: str, y: ir.Value, bias: torch.Tensor | None) -> Any:
-    return y if bias is None else g.op("Add", y, g.weight(f"{name}.bias", bias.numpy()))

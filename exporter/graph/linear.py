@@ -26,13 +26,18 @@ class Linear(Protocol):
         ...
 
 
+def add_bias(g: GraphBuilder, name: str, y: ir.Value, bias: torch.Tensor | None) -> Any:
+    """The linear's product and its bias [out], if it has one."""
+    return y if bias is None else g.op("Add", y, g.weight(f"{name}.bias", bias.numpy()))
+
+
 class FloatLinear:
     """float32 weights, float32 arithmetic."""
 
     def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
         """See `Linear`."""
         y = g.op("MatMul", x, g.weight(f"{name}.weight", weight.t().contiguous().numpy()))
-        return y if bias is None else g.op("Add", y, g.weight(f"{name}.bias", bias.numpy()))
+        return add_bias(g, name, y, bias)
 
 
 @dataclass(frozen=True)
@@ -55,19 +60,19 @@ class W8A8Linear:
         if name in self.keep_float:
             return self.fallback(g, name, x, weight, bias)
         quantized, scales = quantize_rows(weight)
-        input_scale = g.constant(self.input_scales[name], np.float32)
+        stored = g.weight(f"{name}.weight", quantized.t().contiguous().numpy())
+        weight_scale = g.weight(f"{name}.weight_scale", scales.numpy())
+        stored_bias = None if bias is None else g.weight(f"{name}.bias", bias.numpy())
+        return self._multiply(g, x, g.constant(self.input_scales[name], np.float32), stored, weight_scale, stored_bias)
+
+    def _multiply(
+        self, g: GraphBuilder, x: ir.Value, input_scale: ir.Value, weight: ir.Value, weight_scale: ir.Value, bias: ir.Value | None
+    ) -> Any:
+        """The product; weight int8 [in, out], weight_scale and bias [out]."""
         zero_point = g.constant(128, np.uint8)
-        return g.op(
-            "MatMulIntegerToFloat",
-            g.op("QuantizeLinear", x, input_scale, zero_point),
-            g.weight(f"{name}.weight", quantized.t().contiguous().numpy()),
-            input_scale,
-            g.weight(f"{name}.weight_scale", scales.numpy()),
-            zero_point,
-            None,
-            None if bias is None else g.weight(f"{name}.bias", bias.numpy()),
-            domain=MICROSOFT,
-        )
+        quantized = g.op("QuantizeLinear", x, input_scale, zero_point)
+        inputs = (quantized, weight, input_scale, weight_scale, zero_point, None, bias)
+        return g.op("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
 
 
 class BlockLinear:
@@ -92,7 +97,7 @@ class BlockLinear:
             accuracy_level=4,  # int8 activations, one scale per block and row
         )
         y = self._finish(g, y)
-        return y if bias is None else g.op("Add", y, g.weight(f"{name}.bias", bias.numpy()))
+        return add_bias(g, name, y, bias)
 
     def _prepare(self, g: GraphBuilder, x: ir.Value, in_features: int, block_size: int) -> ir.Value:
         return x

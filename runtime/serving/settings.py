@@ -8,14 +8,15 @@ from pathlib import Path
 
 from quasar.engines.bundle import Bundle, open_bundle
 from quasar.engines.errors import UsageError
-from quasar.runtime.execution import ONNXRUNTIME, Execution
+from quasar.engines.manifest import ONNXRUNTIME
+from quasar.runtime.execution import Execution
 from quasar.runtime.generate import Model, choose_chain, load
 from quasar.runtime.options import parse_draft_length
 from quasar.runtime.sampler import Acceptance
 
 SEQUENCES = 4
-MOST_SEQUENCES = 1024
 """Answers that one instance works on at the same time, where the backend can."""
+MOST_SEQUENCES = 1024
 
 
 @dataclass(frozen=True)
