@@ -1,132 +1,91 @@
-"""The whole calibration, one layer at a time: maxima, alpha, static scales, damage."""
+"""Calibration: one walk through the float model, a layer at a time, for everything that quantization needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from quasar.calibration.groups import GROUPS
-from quasar.calibration.observe import FloatModel, Hidden
-from quasar.calibration.sensitivity import group_damage, keep_float
-from quasar.calibration.smoothquant import (
-    ALPHA_GRID,
-    channel_max,
-    search_alpha,
-    share_between_query_heads,
-    static_scale,
-)
+from quasar.calibration.groups import LM_HEAD
+from quasar.calibration.observe import FloatModel, Hidden, Layer
 from quasar.calibration.source import TensorSource
-
-# tokens on which alphas are compared and damage is measured; more changes neither
-SEARCH_TOKENS = 512
-DAMAGE_TOKENS = 256
+from quasar.engines.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How to calibrate.
+class LayerView:
+    """A layer, and what went through it.
 
     Attributes:
-        alphas: alphas to choose from, per group of linears; empty for no smoothing at all.
-        float_budget: share of the layers' weights that may stay float where quantization ruins a linear.
-        query_groups: query heads per KV head.
-        head_dim: width of a head.
+        before: hidden states of each sequence, float32 [S_i, H].
+        inputs: of each group of linears, float32 [all tokens, in].
+        prefix: `model.layers.N`.
     """
 
-    query_groups: int
-    head_dim: int
-    alphas: tuple[float, ...] = ALPHA_GRID
-    float_budget: float = 0.05
+    prefix: str
+    layer: Layer
+    before: Hidden
+    inputs: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What calibration found, by linear (`model.layers.0.self_attn.qkv_proj`, ..., `lm_head`).
+class HeadView:
+    """lm_head, and what it sees of each sequence, float32 [S_i, H]."""
 
-    Attributes:
-        alpha: the chosen alpha; empty where nothing is smoothed.
-        smoothing: s per input channel, float32 [in]; ones where nothing is smoothed.
-        input_scales: scale of the smoothed activation.
-        damage: see `quasar.calibration.sensitivity.group_damage`.
-        float_linears: linears that stay float.
-    """
+    states: Hidden
+    weight: torch.Tensor
 
-    alpha: Mapping[str, float]
-    smoothing: Mapping[str, torch.Tensor]
-    input_scales: Mapping[str, float]
-    damage: Mapping[str, float]
-    float_linears: tuple[str, ...]
+
+class Observer(Protocol):
+    """Something that learns from the walk."""
+
+    def see_layer(self, view: LayerView) -> None:
+        """Called for each layer, in order; its weights are freed afterwards."""
+        ...
+
+    def see_head(self, view: HeadView) -> None:
+        """Called last."""
+        ...
 
 
 def calibrate(
     model: FloatModel,
     source: TensorSource,
     sequences: Sequence[Sequence[int]],
-    recipe: Recipe,
+    observers: Sequence[Observer],
     advance: Callable[[], object] = lambda: None,
-) -> Calibration:
-    """Run the sequences through the float model and decide everything that quantization needs.
-
-    The last quarter of the sequences is held out: maxima come from the others, alphas are compared on it.
+) -> None:
+    """Run the sequences through the float model, once, past all observers.
 
     Args:
-        sequences: token ids; at least two sequences.
+        source: the model's weights.
+        sequences: token ids.
         advance: called once per layer and once for lm_head.
+
+    Raises:
+        UsageError: hidden states are not finite.
     """
-    held_out = max(1, len(sequences) // 4)
-    alpha: dict[str, float] = {}
-    smoothing: dict[str, torch.Tensor] = {}
-    input_scales: dict[str, float] = {}
-    damage: dict[str, float] = {}
-    sizes: dict[str, int] = {}
-
-    def settle(name: str, x: torch.Tensor, seen: int, weights: list[torch.Tensor]) -> None:
-        """Choose smoothing and scale of one linear; x [tokens, in], the first `seen` of them not held out."""
-        seen_max, weight_max = x[:seen].abs().amax(dim=0), channel_max(weights)
-        all_max = x.abs().amax(dim=0)
-        if name.endswith("o_proj"):
-            seen_max, weight_max, all_max = (
-                share_between_query_heads(channels, recipe.query_groups, recipe.head_dim)
-                for channels in (seen_max, weight_max, all_max)
-            )
-        if recipe.alphas:
-            sample = _every(x[seen:], SEARCH_TOKENS)
-            alpha[name], smoothing[name] = search_alpha(sample, seen_max, weight_max, weights, recipe.alphas)
-        else:
-            smoothing[name] = torch.ones_like(all_max)
-        input_scales[name] = static_scale(all_max, smoothing[name])
-        sizes[name] = sum(weight.numel() for weight in weights)
-
     hidden = model.embed(sequences)
-    seen = sum(len(x) for x in hidden[:-held_out])
     for index in range(len(model)):
         with model.layer(index) as layer:
             after, inputs = layer.observe(hidden)
-            probe = _probe(hidden[-held_out:])
-            probe_after = layer.run(probe)
-            for group in GROUPS:
-                name = f"model.layers.{index}.{group}"
-                settle(name, inputs[group], seen, layer.weights(group))
-                damage[name] = group_damage(layer, probe, probe_after, group, smoothing[name], input_scales[name])
+            _check_finite(after, f"layer {index}")
+            view = LayerView(f"model.layers.{index}", layer, hidden, inputs)
+            for observer in observers:
+                observer.see_layer(view)
             hidden = after
         advance()
-    settle("lm_head", torch.cat(model.final_norm(hidden)), seen, [source.tensor("lm_head.weight")])
+    head = HeadView(model.final_norm(hidden), source.tensor(f"{LM_HEAD}.weight"))
+    for observer in observers:
+        observer.see_head(head)
     advance()
-    return Calibration(alpha, smoothing, input_scales, damage, keep_float(damage, sizes.__getitem__, recipe.float_budget))
 
 
-def _every(x: torch.Tensor, limit: int) -> torch.Tensor:
-    """At most `limit` rows, spread evenly."""
-    return x[:: max(1, -(-len(x) // limit))]
-
-
-def _probe(hidden: Sequence[torch.Tensor]) -> Hidden:
-    """The first sequences that hold `DAMAGE_TOKENS` tokens together."""
-    chosen: Hidden = []
-    for x in hidden:
-        chosen.append(x[: DAMAGE_TOKENS - sum(map(len, chosen))])
-        if sum(map(len, chosen)) >= DAMAGE_TOKENS:
-            break
-    return chosen
+def _check_finite(hidden: Hidden, where: str) -> None:
+    if not all(bool(torch.isfinite(x).all()) for x in hidden):
+        raise UsageError(
+            f"{where} of the float model gives NaN or infinity on the calibration text; get an intact copy of the checkpoint, "
+            "or calibrate on other text (--calibration)"
+        )

@@ -9,6 +9,8 @@ GROUPS = {
     "mlp.down_proj": ("mlp.down_proj",),
 }
 
+LM_HEAD = "lm_head"
+
 PRODUCERS = {
     "input_layernorm": "self_attn.qkv_proj",
     "self_attn.v_proj": "self_attn.o_proj",

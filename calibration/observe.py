@@ -6,7 +6,7 @@ float weights are in memory at any time, whatever the size of the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,20 @@ from quasar.calibration.source import TensorSource
 
 Hidden = list[torch.Tensor]
 """Hidden states of several token sequences, float32 [S_i, H] each."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a module: its arguments, and the hidden states [n, S, out] that it gave."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: torch.Tensor
+
+
+def _first(output: Any) -> Any:
+    """The hidden states of what a module returns; attention returns its weights, too."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,25 @@ class Layer:
     def run(self, hidden: Sequence[torch.Tensor]) -> Hidden:
         """Hidden states after the layer."""
         return [self.run_batch(x[None])[0] for x in hidden]
+
+    def record(self, hidden: Sequence[torch.Tensor], modules: Collection[str]) -> tuple[Hidden, dict[str, list[Call]]]:
+        """(hidden states after the layer, what each of these modules of it was called with, sequence by sequence)."""
+        calls: dict[str, list[Call]] = {name: [] for name in modules}
+
+        def record(name: str) -> Callable[..., None]:
+            return lambda _, args, kwargs, output: calls[name].append(Call(args, kwargs, _first(output)))
+
+        hooks = [self.module.get_submodule(name).register_forward_hook(record(name), with_kwargs=True) for name in calls]
+        try:
+            return self.run(hidden), calls
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def repeat(self, module: str, calls: Sequence[Call]) -> torch.Tensor:
+        """Call a module as it was called before: its outputs, [all tokens, out]."""
+        again = self.module.get_submodule(module)
+        return torch.cat([_first(again(*call.args, **call.kwargs)).flatten(0, -2) for call in calls])
 
     def observe(self, hidden: Sequence[torch.Tensor]) -> tuple[Hidden, dict[str, torch.Tensor]]:
         """(hidden states after the layer, input of each linear as [all tokens, in_features])."""
@@ -112,15 +145,6 @@ class FloatModel:
         norm = self._model.norm
         norm.load_state_dict({"weight": self._source.tensor("model.norm.weight")}, assign=True)
         return [norm(x) for x in hidden]
-
-    def final_states(self, sequences: Sequence[Sequence[int]], advance: Callable[[], object]) -> Hidden:
-        """Inputs of lm_head for each sequence; `advance` is called once per layer."""
-        hidden = self.embed(sequences)
-        for index in range(len(self)):
-            with self.layer(index) as layer:
-                hidden = layer.run(hidden)
-            advance()
-        return self.final_norm(hidden)
 
 
 def _window_mask(length: int, window: int | None) -> torch.Tensor | None:

@@ -13,14 +13,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from quasar.calibration.groups import GROUPS, PRODUCERS
-from quasar.calibration.quantize import INT8_MAX, TINY, fake_quantize_rows, fake_quantize_tensor
+from quasar.calibration.groups import GROUPS, LM_HEAD, PRODUCERS
+from quasar.calibration.quantize import INT8_MAX, TINY
 from quasar.calibration.source import TensorSource
 
-ALPHA_GRID = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SMALLEST_SCALE = 1e-5
-CHUNK_ROWS = 16384
-"""Output channels handled at a time, so that a vocabulary-wide linear needs no second copy."""
 
 
 def smoothing_scale(activation_max: torch.Tensor, weight_max: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -40,55 +37,10 @@ def channel_max(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([weight.abs().amax(dim=0) for weight in weights]).amax(dim=0)
 
 
-def quantization_error(x: torch.Tensor, weights: Sequence[torch.Tensor], smoothing: torch.Tensor, input_scale: float) -> float:
-    """Relative output error of W8A8: the sum over linears of the mean over tokens of |y - y'|^2 / |y|^2.
-
-    Args:
-        x: float32 [tokens, in].
-        weights: linears that read x, float32 [out_i, in] each.
-    """
-    quantized_x = fake_quantize_tensor(x / smoothing, input_scale)
-    total = 0.0
-    for weight in weights:
-        error, energy = torch.zeros(len(x)), torch.zeros(len(x))
-        for rows in torch.split(weight, CHUNK_ROWS):
-            y = x @ rows.t()
-            difference = y - quantized_x @ fake_quantize_rows(rows * smoothing).t()
-            error += difference.square().sum(dim=1)
-            energy += y.square().sum(dim=1)
-        total += float((error / energy.clamp_min(TINY)).mean())
-    return total
-
-
 def share_between_query_heads(channels: torch.Tensor, query_groups: int, head_dim: int) -> torch.Tensor:
     """The maximum over the query heads that read one KV head, repeated for each of them: [Hq * D] -> [Hq * D]."""
     heads = channels.view(-1, query_groups, head_dim)
     return heads.amax(dim=1, keepdim=True).expand_as(heads).reshape(-1)
-
-
-def search_alpha(
-    held_out: torch.Tensor,
-    activation_max: torch.Tensor,
-    weight_max: torch.Tensor,
-    weights: Sequence[torch.Tensor],
-    grid: Sequence[float] = ALPHA_GRID,
-) -> tuple[float, torch.Tensor]:
-    """The alpha of least `quantization_error` on held-out activations, and its smoothing scales.
-
-    Args:
-        held_out: float32 [tokens, in], not those that `activation_max` was taken from.
-        activation_max: max|X_j|, float32 [in].
-        weight_max: max|W_j|, float32 [in].
-        weights: the linears that read the activation, float32 [out_i, in] each.
-        grid: the alphas to try; a single one is taken as it is.
-    """
-    candidates = [(alpha, smoothing_scale(activation_max, weight_max, alpha)) for alpha in grid]
-    if len(candidates) == 1:
-        return candidates[0]
-    return min(
-        candidates,
-        key=lambda c: quantization_error(held_out, weights, c[1], static_scale(activation_max, c[1])),
-    )
 
 
 class Smoothed:
@@ -124,8 +76,8 @@ class Smoothed:
 
 def _groups(module: str) -> tuple[str, str]:
     """(group whose input this module makes, group that this module belongs to); empty where there is none."""
-    if module in ("lm_head", "model.norm"):
-        return ("lm_head", "") if module == "model.norm" else ("", "lm_head")
+    if module in (LM_HEAD, "model.norm"):
+        return (LM_HEAD, "") if module == "model.norm" else ("", LM_HEAD)
     *layer, name = module.split(".", 3)
     prefix = ".".join(layer)
     reads = next((group for group, linears in GROUPS.items() if name in linears), None)

@@ -93,7 +93,8 @@ class PlanBuffers:
 
     def read_best(self, shape: PassShape) -> tuple[Int64, Float32]:
         """(likeliest token, its probability) of each row of the pass in the stream, [B, R], when it is done."""
-        best, confidence = (buffer[: shape.batch * shape.rows] for buffer in (self._best, self._confidence))
+        count = shape.batch * shape.rows
+        best, confidence = self._best[:count], self._confidence[:count]
         self._stream.download(best, self.addresses["best"])
         self._stream.download(confidence, self.addresses["confidence"])
         self._stream.synchronize()

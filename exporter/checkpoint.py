@@ -18,7 +18,8 @@ from quasar.exporter.architecture import SUPPORTED, Architecture
 
 logging.set_verbosity_error()  # what is wrong is said in one line, by us
 
-FAMILIES = {"qwen3": "qwen3", "qwen2": "qwen2", "llama": "llama", "mistral": "mistral", "PanguEmbedded": "pangu"}
+PANGU = "pangu"
+FAMILIES = {"qwen3": "qwen3", "qwen2": "qwen2", "llama": "llama", "mistral": "mistral", "PanguEmbedded": PANGU}
 """`model_type` of the configuration -> family."""
 
 ALIASES = {
@@ -57,6 +58,8 @@ class Checkpoint:
     revision: str | None
     config: Any
     architecture: Architecture
+    known_to_transformers: bool
+    """Whether transformers has the model's code; else `config` is that of a family with the same function."""
     _shards: Mapping[str, str]
     _checked: set[str] = field(default_factory=set)
 
@@ -95,7 +98,8 @@ def open_checkpoint(model: str, revision: str | None = None, asked: str | None =
     architecture = Architecture.from_config(config, family)
     shards = _find_shards(path)
     _check_tensors(path, architecture, shards)
-    return Checkpoint(path, model if model == DEMO else _model_id(model, path), revision, config, architecture, shards)
+    model_id = model if model == DEMO else _model_id(model, path)
+    return Checkpoint(path, model_id, revision, config, architecture, family != PANGU, shards)
 
 
 def _locate(model: str, revision: str | None, asked: str) -> Path:
@@ -154,7 +158,7 @@ def _read_config(path: Path) -> tuple[Any, str]:
     if raw.get("quantization_config"):
         raise UsageError(f"{file}: the checkpoint is quantized already; export from the float16, bfloat16 or float32 one")
     family = FAMILIES[model_type]
-    if family == "pangu":  # its code lives outside transformers; its function is that of a Llama with biases
+    if family == PANGU:  # its code lives outside transformers; its function is that of a Llama with biases
         raw = {**raw, "model_type": "llama", "attention_bias": raw.get("bias", raw.get("attention_bias", True))}
     raw = {name: value for name, value in raw.items() if name not in ("dtype", "torch_dtype")}  # everything is read as float32
     try:

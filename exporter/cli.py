@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quasar.calibration.schemes import PER_TOKEN, STATIC, TWO_PARTS, Budget, Scheme
 from quasar.engines.command import EXIT_CODES, run_command
 from quasar.engines.errors import UsageError
 from quasar.engines.manifest import BACKENDS, ONNXRUNTIME, Manifest
@@ -23,6 +24,11 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: --help and w
 
 GIB = 1 << 30
 MOST_GIB = 1 << 16
+SCALES: dict[str, tuple[Scheme, ...]] = {
+    "auto": (PER_TOKEN, STATIC, TWO_PARTS),
+    "per-token": (PER_TOKEN, TWO_PARTS),
+    "static": (STATIC,),
+}
 OF_PLANS = ("compute_capability", "version_compatible", "strip_weights", "memory_pool", "timing_cache")
 OF_REBUILDING = ("rebuild", "backend", "force", "json", *OF_PLANS)
 
@@ -52,10 +58,25 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sample-length", type=int, default=256, metavar="N", help="tokens of each at the most (default: 256)")
     p.add_argument("--alpha", default="search", metavar="search|off|A", help="SmoothQuant's alpha (default: search)")
     p.add_argument(
+        *("--activation-scales",), choices=SCALES, default="auto",
+        help="of int8 activations: per token, static, or whichever a linear takes without more damage (default: auto)",
+    )  # fmt: skip
+    p.add_argument(
+        *("--int16-budget",), type=float, default=0.1, metavar="SHARE",
+        help="share of the weights whose activations may have 16 bits where 8 hurt most (default: 0.1)",
+    )  # fmt: skip
+    p.add_argument(
         *("--float-budget",), type=float, default=0.05, metavar="SHARE",
         help="share of the weights that may stay float where int8 ruins a linear (default: 0.05)",
     )  # fmt: skip
-    p.add_argument("--lm-head", choices=("int8", "float"), default="int8", help="precision of lm_head in the int8 engine")
+    p.add_argument(
+        *("--rotation",), choices=("auto", "on", "off"), default="auto",
+        help="rotate the residual stream of quantized engines (default: auto, where it lowers the damage)",
+    )  # fmt: skip
+    p.add_argument(
+        *("--lm-head",), choices=("int8", "float", "int4"), default="int8",
+        help="precision of lm_head in quantized engines; int4 is for those with 4-bit weights (default: int8)",
+    )  # fmt: skip
     p.add_argument("--max-length", type=int, metavar="N", help="positions of the KV cache (default: 4096, or the model's)")
     p.add_argument("--max-batch", type=int, default=1, metavar="N", help="slots in one pass (default: 1)")
     p.add_argument(
@@ -128,10 +149,12 @@ def _options(args: argparse.Namespace) -> ExportOptions:
         samples=args.num_samples,
         sample_length=args.sample_length,
         **alphas,
-        float_budget=args.float_budget,
+        schemes=SCALES[args.activation_scales],
+        budget=Budget(args.int16_budget, args.float_budget),
+        rotation=args.rotation,
         max_length=args.max_length,
         max_batch=args.max_batch,
-        float_lm_head=args.lm_head == "float",
+        lm_head=args.lm_head,
         revision=args.revision,
         force=args.force,
         provider=args.provider,
@@ -156,7 +179,7 @@ def _engines(args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Draft, ..
 def _alphas(text: str) -> dict[str, Any]:
     """What `--alpha` changes in the options."""
     if text in ("search", "off"):
-        return {} if text == "search" else {"alphas": ()}
+        return {} if text == "search" else {"alphas": (None,)}
     try:
         return {"alphas": (float(text),)}
     except ValueError:

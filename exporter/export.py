@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 
-from quasar.calibration.calibrate import Calibration, Recipe, calibrate
 from quasar.calibration.observe import FloatModel
 from quasar.calibration.prompts import PromptSet, load_prompts
 from quasar.calibration.pruning import Pruning, prune, rounds
@@ -32,13 +32,14 @@ from quasar.exporter.blueprint import (
 )
 from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.draft import ModelDraft, PrunedDraft
-from quasar.exporter.draft_model import check_draft, open_draft
+from quasar.exporter.draft_model import check_draft, fit_vocabulary, open_draft
 from quasar.exporter.failure import kept_on_failure
 from quasar.exporter.gate import THRESHOLDS, Figures, judge, thresholds_of
 from quasar.exporter.options import ExportOptions
 from quasar.exporter.plan_gate import gate_plans, open_plan_graph
 from quasar.exporter.plans import PlanGraph, build_plans
 from quasar.exporter.progress import Progress
+from quasar.exporter.quantized import Quantized, Wanted, quantize
 from quasar.exporter.reference import Reference
 from quasar.exporter.tokenizer import copy_tokenizer, encode_messages, open_tokenizer, stop_token_ids_of
 from quasar.exporter.writer import write_engines
@@ -89,12 +90,17 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             options.samples,
             min(options.sample_length, max_length),
         )
-        calibration = _calibrate(options, checkpoint, prompts, progress) if "int8" in options.engines else None
-        pruning = _prune(checkpoint, prompts, removed, progress) if removed else None
-        blueprints = list(_blueprints(options, checkpoint, calibration, pruning, drafts))
-        if options.provider == "cuda":
-            blueprints = [for_cuda(blueprint) for blueprint in blueprints]
-        entries, graphs = write_engines(root, blueprints, max_length, options.max_batch, options.build is not None, progress)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".quantized-") as folder:
+            own = _quantize(options, checkpoint, prompts, Path(folder) / "model", progress)
+            other = {
+                draft: _quantize_draft(options, opened, checkpoint, prompts, Path(folder) / draft.name, progress)
+                for draft, opened in drafts.items()
+            }
+            pruning = _prune(checkpoint, prompts, removed, progress) if removed else None
+            blueprints = list(_blueprints(options, checkpoint, own, pruning, drafts, other))
+            if options.provider == "cuda":
+                blueprints = [for_cuda(blueprint) for blueprint in blueprints]
+            entries, graphs = write_engines(root, blueprints, max_length, options.max_batch, options.build is not None, progress)
         unrun: Mapping[str, str] = {}
         with kept_on_failure(root, options.output, graphs, options.build):
             reference = Reference.measure(checkpoint, prompts.gate, progress)
@@ -113,7 +119,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             tokenizer=tuple(sorted(f"{TOKENIZER}/{path.name}" for path in (root / TOKENIZER).iterdir())),
             stop_token_ids=stop_token_ids,
             default_chain=_default_chain(options.engines),
-            calibration=_summary(prompts, calibration, pruning),
+            calibration=_summary(prompts, own, pruning),
             thresholds={
                 name: dataclasses.asdict(thresholds_of(name, options.provider)) for name in figures if name in THRESHOLDS
             },
@@ -127,44 +133,63 @@ def _open_drafts(options: ExportOptions) -> dict[ModelDraft, Checkpoint]:
     return {draft: open_draft(draft) for draft in options.drafts if isinstance(draft, ModelDraft)}
 
 
+def _quantize(
+    options: ExportOptions, checkpoint: Checkpoint, prompts: PromptSet, folder: Path, progress: Progress
+) -> Quantized | None:
+    """What the model's quantized engines are made of; None where there are none."""
+    four_bit = any(name.startswith("int4") for name in options.engines)
+    four_bit |= any(isinstance(draft, PrunedDraft) for draft in options.drafts)
+    wanted = Wanted("int8" in options.engines, four_bit, four_bit and options.build is not None)
+    if not wanted.anything:
+        return None
+    folder.mkdir()
+    c, a = checkpoint, checkpoint.architecture
+    return quantize(c.config, a, c, prompts.calibration, wanted, options, folder, progress)
+
+
+def _quantize_draft(
+    options: ExportOptions,
+    draft: Checkpoint,
+    checkpoint: Checkpoint,
+    prompts: PromptSet,
+    folder: Path,
+    progress: Progress,
+) -> Quantized:
+    """The same for another model as a draft of `checkpoint`."""
+    folder.mkdir()
+    architecture, source = fit_vocabulary(draft, checkpoint.architecture.vocab_size)
+    wanted = Wanted(int4=True, symmetric_int4=options.build is not None)
+    return quantize(draft.config, architecture, source, prompts.calibration, wanted, options, folder, progress)
+
+
 def _blueprints(
     options: ExportOptions,
     checkpoint: Checkpoint,
-    calibration: Calibration | None,
+    own: Quantized | None,
     pruning: Pruning | None,
     drafts: Mapping[ModelDraft, Checkpoint],
+    other: Mapping[ModelDraft, Quantized],
 ) -> Iterator[Blueprint]:
     """What every engine is made of, in the order of the manifest."""
+    a, head = checkpoint.architecture, options.lm_head
     for name in options.engines:
         if name == "float":
-            yield float_engine(checkpoint)
-        elif name == "int4":
-            yield int4_engine(checkpoint)
+            yield float_engine(checkpoint, own is not None and own.rotated)
+            continue
+        assert own is not None  # whatever is not float is quantized
+        if name == "int4":
+            yield int4_engine(checkpoint, own, head)
         elif name == "int4-a16":
-            yield switched_int4_engine(checkpoint)
+            yield switched_int4_engine(checkpoint, own, head)
         else:
-            assert calibration is not None  # int8 is always calibrated
-            yield int8_engine(checkpoint, calibration, options.float_lm_head)
-    a = checkpoint.architecture
+            yield int8_engine(checkpoint, own, head == "float")
     for draft in options.drafts:
         if isinstance(draft, ModelDraft):
-            yield model_engine(drafts[draft], draft.name, a.vocab_size)
+            yield model_engine(drafts[draft], other[draft], head, draft.name, a.vocab_size)
         else:
+            assert own is not None
             assert pruning is not None  # measured for any pruned draft
-            yield int4_engine(checkpoint, draft.name, pruning.keep(draft.count(a.num_hidden_layers)))
-
-
-def _calibrate(options: ExportOptions, checkpoint: Checkpoint, prompts: PromptSet, progress: Progress) -> Calibration:
-    a = checkpoint.architecture
-    recipe = Recipe(
-        query_groups=a.query_groups,
-        head_dim=a.head_dim,
-        alphas=options.alphas,
-        float_budget=options.float_budget,
-    )
-    with progress("calibrate", a.num_hidden_layers + 1) as bar, torch.inference_mode():
-        model = FloatModel(checkpoint.config, checkpoint, a.sliding_windows)
-        return calibrate(model, checkpoint, prompts.calibration, recipe, lambda: bar.update(1))
+            yield int4_engine(checkpoint, own, head, draft.name, pruning.keep(draft.count(a.num_hidden_layers)))
 
 
 def _layers_to_remove(options: ExportOptions, checkpoint: Checkpoint) -> int:
@@ -210,7 +235,7 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"id": checkpoint.model_id, "revision": checkpoint.revision, "architecture": architecture}
 
 
-def _summary(prompts: PromptSet, calibration: Calibration | None, pruning: Pruning | None) -> dict[str, Any]:
+def _summary(prompts: PromptSet, quantized: Quantized | None, pruning: Pruning | None) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "prompts": prompts.name,
         "prompts_sha256": prompts.sha256,
@@ -218,11 +243,13 @@ def _summary(prompts: PromptSet, calibration: Calibration | None, pruning: Pruni
         "tokens": sum(map(len, prompts.calibration)),
         "gate_sequences": len(prompts.gate),
     }
-    if calibration is not None:
-        worst = sorted(calibration.damage, key=lambda name: -calibration.damage[name])[:8]
-        summary["alpha"] = dict(calibration.alpha)
-        summary["worst_damage"] = {name: calibration.damage[name] for name in worst}
-        summary["float_linears"] = list(calibration.float_linears)
+    if quantized is not None:
+        summary["rotated"] = quantized.rotated
+        summary["rotation_damage"] = None if quantized.gain is None else dataclasses.asdict(quantized.gain)
+        summary["linears"] = {
+            name: {"scheme": option.scheme, "alpha": option.alpha, "damage": option.damage}
+            for name, option in quantized.choices.options.items()
+        }
     if pruning is not None:
         summary["layer_damage"] = list(pruning.damage)
     return summary

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from quasar.calibration.smoothquant import ALPHA_GRID
+from quasar.calibration.schemes import DEFAULT_BUDGET, PER_TOKEN, STATIC, TWO_PARTS, Budget, Scheme
+from quasar.calibration.search import COARSE
 from quasar.engines.errors import UsageError
 from quasar.engines.tensorrt_build import BuildOptions, check_precisions
 from quasar.exporter.draft import Draft, ModelDraft
 
 ENGINES = ("float", "int8", "int4", "int4-a16")
 PROVIDERS = ("cpu", "cuda")
+ROTATIONS = ("auto", "on", "off")
+LM_HEADS = ("int8", "float", "int4")
 SHORTEST_CONTEXT = 8
 PLAN_PRECISIONS = {"float": "float16", "int8": "w8a8", "int4": "w4a16"}
 """Of the engines that plans are made of."""
@@ -27,10 +30,12 @@ class ExportOptions:
         engines: any of `ENGINES`.
         drafts: engines to draft with beside them, each with a name of its own.
         calibration: text to calibrate on and to gate with; None for the built-in set.
-        alphas: see `Recipe.alphas`.
+        alphas, schemes: see `quasar.calibration.w8a8.Recipe`.
+        budget: shares of the weights of linears with 16-bit activations, and of linears in float, in the int8 engine.
+        rotation: of the residual stream of quantized engines: `auto` where it lowers the damage, `on` or `off`.
         max_length: positions of the KV cache; None for 4096, or less where the model has less.
         max_batch: slots in one pass; more than one takes the portable form of attention.
-        float_lm_head: leave lm_head in float in the int8 engine.
+        lm_head: its precision in the quantized engines: `int8`, `float`, or `int4`, which is for those with 4-bit weights.
         force: write the bundle even when the gate fails.
         provider: of ONNX Runtime, that the engines are for: `cpu` or `cuda`.
         build: build plans of the engines, too.
@@ -43,11 +48,13 @@ class ExportOptions:
     calibration: Path | None = None
     samples: int = 32
     sample_length: int = 256
-    alphas: tuple[float, ...] = ALPHA_GRID
-    float_budget: float = 0.05
+    alphas: tuple[float | None, ...] = COARSE
+    schemes: tuple[Scheme, ...] = (PER_TOKEN, STATIC, TWO_PARTS)
+    budget: Budget = DEFAULT_BUDGET
+    rotation: str = "auto"
     max_length: int | None = None
     max_batch: int = 1
-    float_lm_head: bool = False
+    lm_head: str = "int8"
     revision: str | None = None
     force: bool = False
     provider: str = "cpu"
@@ -64,10 +71,17 @@ class ExportOptions:
                 raise UsageError(f"{field} is {getattr(self, field)}; at least {least} is needed ({option})")
         if self.max_length is not None and self.max_length < SHORTEST_CONTEXT:
             raise UsageError(f"max_length is {self.max_length}; at least {SHORTEST_CONTEXT} is needed (--max-length)")
-        if not 0 <= self.float_budget <= 1:
-            raise UsageError(f"float_budget is {self.float_budget}; it is a share of the weights, 0 to 1 (--float-budget)")
-        if not all(0 <= alpha <= 1 for alpha in self.alphas):
-            raise UsageError(f"alpha {', '.join(map(str, self.alphas))} must lie in 0 to 1")
+        for share, option in ((self.budget.two_parts, "--int16-budget"), (self.budget.float, "--float-budget")):
+            if not 0 <= share <= 1:
+                raise UsageError(f"{option} {share}: it is a share of the weights, 0 to 1")
+        if not all(alpha is None or 0 <= alpha <= 1 for alpha in self.alphas):
+            raise UsageError(f"alpha {', '.join(map(str, self.alphas))} must lie in 0 to 1 (--alpha)")
+        for value, choices, option in (
+            (self.rotation, ROTATIONS, "--rotation"),
+            (self.lm_head, LM_HEADS, "--lm-head"),
+        ):
+            if value not in choices:
+                raise UsageError(f"{option} {value}: choose of {', '.join(choices)}")
         if self.provider not in PROVIDERS:
             raise UsageError(f"provider {self.provider!r}: choose of {', '.join(PROVIDERS)} (--provider)")
         if self.provider == "cuda":

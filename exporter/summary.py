@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quasar.calibration.schemes import FLOAT, TWO_PARTS
 from quasar.engines.manifest import Manifest, PlanEntry
 
 WEAK_DRAFT = 0.3
@@ -34,6 +36,8 @@ def print_summary(
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    for line in _quantization(manifest.calibration):
+        print(f"  {line}")
     tokens = next(iter(manifest.engines.values())).gate.get("tokens", "no")
     print(f"  against the float model in transformers, on {tokens} tokens that were not calibrated on")
     for engine in manifest.engines.values():
@@ -52,6 +56,19 @@ def print_summary(
             print(f"  warning: {few}; most of what it drafts will be rejected", file=sys.stderr)
     backend = " --backend onnxruntime" if unrun else ""  # what runs on this machine
     print(f'try: quasar-generate {shlex.quote(str(output))} "..."{backend}')
+
+
+def _quantization(calibration: Mapping[str, Any]) -> Iterator[str]:
+    """What calibration chose; the manifest has it by linear."""
+    if gain := calibration.get("rotation_damage"):
+        done = "rotated" if calibration["rotated"] else "not rotated"
+        yield f"residual stream {done}: damage {gain['plain']:.1e} without rotation, {gain['rotated']:.1e} with it"
+    if linears := calibration.get("linears"):
+        counts = Counter(linear["scheme"] for linear in linears.values())
+        yield "int8 activations: " + ", ".join(f"{scheme} {count}" for scheme, count in counts.most_common())
+        for scheme in (TWO_PARTS, FLOAT):
+            if names := [name for name, linear in linears.items() if linear["scheme"] == scheme]:
+                yield f"  {scheme}: {', '.join(names)}"
 
 
 def _figures(gate: Mapping[str, Any]) -> tuple[str, ...]:

@@ -14,9 +14,6 @@ from quasar.exporter.graph.decoder import AttentionForm, Decoder
 from quasar.exporter.plans import PlanGraph, graph_label
 from quasar.exporter.progress import Progress
 
-EMBEDDING = "embedding"
-"""The file of float16 embedding rows of all quantized engines of the model."""
-
 
 def write_engines(
     root: Path, blueprints: Sequence[Blueprint], max_length: int, max_batch: int, for_plans: bool, progress: Progress
@@ -27,7 +24,7 @@ def write_engines(
     """
     explicit_forms = {b.name: for_tensorrt(b) for b in blueprints} if for_plans else {}
     forms = [*blueprints, *explicit_forms.values()]
-    names = [*(form.weights for form in forms), *([EMBEDDING] if any(form.shares_embedding for form in forms) else [])]
+    names = [*(form.weights for form in forms), *(shared for form in forms if (shared := _embedding_file(form)))]
     entries, graphs = [], []
     with ExitStack() as stack:
         files = {name: stack.enter_context(WeightFile(root / f"{name}.bin")) for name in dict.fromkeys(names)}
@@ -41,6 +38,11 @@ def write_engines(
                 written = _write(root, f"{graph_label(explicit.name)}.onnx", explicit, decoder, files, progress)
                 graphs.append(PlanGraph(explicit.name, explicit.precision, written))
     return entries, graphs
+
+
+def _embedding_file(blueprint: Blueprint) -> str | None:
+    """The file of embedding rows beside that of the weights; float32 rows are in the latter."""
+    return None if blueprint.precision == "float32" else blueprint.embedding
 
 
 def _decoder(blueprint: Blueprint, attention: AttentionForm, max_length: int, max_batch: int) -> Decoder:
@@ -62,7 +64,8 @@ def _write(
     root: Path, graph: str, blueprint: Blueprint, decoder: Decoder, files: Mapping[str, WeightFile], progress: Progress
 ) -> tuple[str, ...]:
     """Write a graph: its files, the graph first."""
-    weights, embedding = files[blueprint.weights], files[EMBEDDING] if blueprint.shares_embedding else None
+    shared = _embedding_file(blueprint)
+    weights, embedding = files[blueprint.weights], files[shared] if shared else None
     with progress(f"write {graph.removesuffix('.onnx')}", len(blueprint.layers)) as bar:
         builder = GraphBuilder(weights, embedding)
         decoder.write(builder, blueprint.source, lambda: bar.update(1))

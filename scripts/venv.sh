@@ -1,7 +1,7 @@
 # Sourced by the other scripts: make .venv, or the folder that VENV names, and install this project with the extras named in $1.
 # Everything is installed only when what is asked for has changed.
 python=${PYTHON:-python3} venv=${VENV:-.venv}
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed (set PYTHON)" >&2; exit 2; }
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (set PYTHON)" >&2; exit 2; }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 . "$venv/bin/activate"
 wanted=$(printf '%s ' "$1"; cat pyproject.toml constraints.txt | sha256sum)

@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRt, write_plan
 from plans import REBUILD, greedy
 
-from quasar.calibration.calibrate import Recipe, calibrate
-from quasar.calibration.observe import FloatModel
+from quasar.calibration.schemes import PER_TOKEN, Budget
 from quasar.engines.bundle import Bundle, open_bundle
 from quasar.engines.cuda import Device
 from quasar.engines.engine import Engine
@@ -26,6 +24,8 @@ from quasar.engines.tensorrt import TensorRtEngine
 from quasar.engines.tensorrt_build import plan_profiles
 from quasar.exporter.blueprint import float_engine, int4_engine, int8_engine
 from quasar.exporter.checkpoint import open_checkpoint
+from quasar.exporter.options import ExportOptions
+from quasar.exporter.quantized import Wanted, quantize
 from quasar.exporter.writer import PlanGraph, write_engines
 from quasar.runtime import Model, SamplingParams
 from quasar.runtime.chain import ChainSpec, parse_chain
@@ -53,11 +53,14 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
     checkpoint = open_checkpoint("demo")
     a = checkpoint.architecture
     text = [np.random.default_rng(seed).integers(5, a.vocab_size, 64).tolist() for seed in range(4)]
-    with torch.inference_mode():
-        model = FloatModel(checkpoint.config, checkpoint, a.sliding_windows)
-        recipe = Recipe(a.query_groups, a.head_dim, alphas=(), float_budget=0)
-        calibration = calibrate(model, checkpoint, text, recipe, lambda: None)
-    blueprints = [float_engine(checkpoint), int8_engine(checkpoint, calibration, False), int4_engine(checkpoint)]
+    options = ExportOptions("demo", root, alphas=(None,), budget=Budget(0, 0), schemes=(PER_TOKEN,), rotation="off")
+    wanted = Wanted(int8=True, int4=True, symmetric_int4=True)
+    quantized = quantize(checkpoint.config, a, checkpoint, text, wanted, options, root, _no_progress)
+    blueprints = [
+        float_engine(checkpoint, False),
+        int8_engine(checkpoint, quantized, False),
+        int4_engine(checkpoint, quantized, "int8"),
+    ]
     entries, written = write_engines(root, blueprints, MAX_LENGTH, 1, True, _no_progress)
     return {entry.name: _planned(root, entry, graph) for entry, graph in zip(entries, written, strict=True)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +13,40 @@ import pytest
 import torch
 from models import FAMILIES, forward, make_checkpoint, reference_logits, write_engine
 
+from quasar.calibration.blocks import Blocks, grid_of, quantize_blocks
+from quasar.calibration.four_bit import SYMMETRIC_SIZES
 from quasar.calibration.groups import GROUPS
-from quasar.calibration.quantize import block_size_of, fake_quantize_rows, quantize_positive_blocks
+from quasar.calibration.quantize import fake_quantize_rows
+from quasar.calibration.schemes import PER_TOKEN, STATIC, TWO_PARTS
 from quasar.engines.onnxruntime import OnnxEngine
 from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.explicit import ExplicitBlockLinear, ExplicitW8A8Linear, HalfLinear
-from quasar.exporter.graph.linear import FloatLinear, W8A8Linear
+from quasar.exporter.graph.linear import Activation, FloatLinear, W8A8Linear
 
 TOLERANCE = 2e-5
 
 
-def input_scales(checkpoint: Checkpoint) -> dict[str, float]:
-    """Wide enough for these models' activations; what they are does not matter here."""
+def activations(checkpoint: Checkpoint) -> dict[str, Activation]:
+    """Every scheme in turn; the static scale is wide enough for these models."""
     layers = range(checkpoint.architecture.num_hidden_layers)
-    names = [f"model.layers.{layer}.{group}" for layer in layers for group in GROUPS]
-    return dict.fromkeys([*names, "lm_head"], 0.03)
+    names = [f"model.layers.{layer}.{group}" for layer in layers for group in GROUPS] + ["lm_head"]
+    schemes = (Activation(STATIC, 0.03), Activation(PER_TOKEN), Activation(TWO_PARTS))
+    return {name: schemes[place % 3] for place, name in enumerate(names)}
+
+
+def symmetric_blocks(checkpoint: Checkpoint) -> Callable[[str], Blocks]:
+    """4-bit weights of every linear by name, each rounded to the nearest."""
+
+    def blocks(name: str) -> Blocks:
+        layer, _, group = name.rpartition("layers.")[2].partition(".")
+        parts = [f"model.layers.{layer}.{part}" for part in GROUPS[group]] if group else [name]
+        weight = torch.cat([checkpoint.tensor(f"{part}.weight") for part in parts])
+        if all(weight.shape[1] % size for size in SYMMETRIC_SIZES):
+            raise KeyError(name)
+        return quantize_blocks(weight, grid_of(weight.shape[1], SYMMETRIC_SIZES, symmetric=True))
+
+    return blocks
 
 
 def check_ragged(engine: OnnxEngine, expected: list[np.ndarray], ids: list[np.ndarray], tolerance: float) -> None:
@@ -56,13 +75,13 @@ def test_ragged_batches_equal_transformers(tmp_path: Path, family: str) -> None:
 def test_ragged_int8_batches_equal_the_graph_for_cpus(tmp_path: Path, family: str) -> None:
     """Written as Q/DQ pairs for TensorRT, and with ONNX Runtime's int8 kernel: the same integers and scales."""
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
-    scales = input_scales(checkpoint)
+    schemes = activations(checkpoint)
     form = "fused" if can_fuse(checkpoint.architecture, 1) else "portable"
     ids = list(np.random.default_rng(2).integers(0, 97, (3, 30)))
     (tmp_path / "fused").mkdir()
-    reference = write_engine(tmp_path / "fused", checkpoint, W8A8Linear(scales), form)
+    reference = write_engine(tmp_path / "fused", checkpoint, W8A8Linear(schemes), form)
     expected = [forward(reference, one) for one in ids]
-    explicit = write_engine(tmp_path, checkpoint, ExplicitW8A8Linear(scales), "portable", max_batch=3, optimize=False)
+    explicit = write_engine(tmp_path, checkpoint, ExplicitW8A8Linear(schemes), "portable", max_batch=3, optimize=False)
     # a difference in the last bit may cross a rounding border, so a few logits may part by what one step of int8 does
     step = 0.05 * float(np.abs(expected[0]).max())
     check_ragged(explicit, expected, ids, step)
@@ -78,20 +97,18 @@ class Int4Weights:
         tensor = self._checkpoint.tensor(name)
         if not name.endswith(("proj.weight", "lm_head.weight")):
             return tensor
-        size = block_size_of(tensor.shape[1])
-        q, scale = quantize_positive_blocks(tensor, size)
-        return (q.view(len(q), -1, size) * scale[:, :, None]).flatten(1)
+        return quantize_blocks(tensor, grid_of(tensor.shape[1], SYMMETRIC_SIZES, symmetric=True)).dequantize()
 
 
 @pytest.mark.parametrize("precision", ["float16", "w4a16", "w8a8"])
 @pytest.mark.parametrize("family", ["qwen3-tied", "llama-biases", "mistral-window"])
 def test_half_precision_is_near_the_same_weights_in_float(tmp_path: Path, family: str, precision: str) -> None:
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
-    scales = input_scales(checkpoint)
+    schemes = activations(checkpoint)
     half, exact, source, distance = {
         "float16": (HalfLinear(), FloatLinear(), None, 3e-3),
-        "w4a16": (ExplicitBlockLinear(), FloatLinear(), Int4Weights(checkpoint), 3e-3),
-        "w8a8": (ExplicitW8A8Linear(scales), W8A8Linear(scales), None, 0.1),  # rounding borders are crossed
+        "w4a16": (ExplicitBlockLinear(symmetric_blocks(checkpoint)), FloatLinear(), Int4Weights(checkpoint), 3e-3),
+        "w8a8": (ExplicitW8A8Linear(schemes), W8A8Linear(schemes), None, 0.1),  # rounding borders are crossed
     }[precision]
     (tmp_path / "float").mkdir()
     engine = write_engine(tmp_path, checkpoint, half, "portable", half_attention=True, optimize=False)
@@ -158,12 +175,12 @@ def test_a_longer_context_changes_nothing(tmp_path: Path) -> None:
 
 def test_positive_blocks_are_near_the_weights() -> None:
     weight = torch.randn(24, 128, generator=torch.Generator().manual_seed(0))
-    q, scale = quantize_positive_blocks(weight, 32)
-    assert q.dtype == torch.int8
+    blocks = quantize_blocks(weight, grid_of(128, (32,), symmetric=True))
+    q, scale = blocks.codes.to(torch.int8) - blocks.zeros.repeat_interleave(32, dim=1).to(torch.int8), blocks.scales
     assert int(q.min()) >= -8
     assert int(q.max()) <= 7
     assert float(scale.min()) > 0
-    rebuilt = (q.view(24, 4, 32) * scale[:, :, None]).flatten(1)
+    rebuilt = blocks.dequantize()
     worst = weight.view(24, 4, 32).abs().amax(-1) / 7
     assert bool(((rebuilt - weight).view(24, 4, 32).abs().amax(-1) <= 1.5 * worst).all())
     assert float((rebuilt - weight).pow(2).mean()) < 0.01
@@ -174,7 +191,11 @@ def test_positive_blocks_are_near_the_weights() -> None:
 def test_a_graph_for_tensorrt_passes_checker_and_lint(tmp_path: Path, family: str) -> None:
     pytest.importorskip("onnx_graphsurgeon", reason="Polygraphy's lint needs onnx-graphsurgeon")
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
-    linear = {0: HalfLinear(), 1: ExplicitW8A8Linear(input_scales(checkpoint)), 2: ExplicitBlockLinear()}
+    linear = {
+        0: HalfLinear(),
+        1: ExplicitW8A8Linear(activations(checkpoint)),
+        2: ExplicitBlockLinear(symmetric_blocks(checkpoint)),
+    }
     index = list(FAMILIES).index(family)
     write_engine(tmp_path, checkpoint, linear[index % 3], "portable", half_attention=True, optimize=False, layers=(0, 2)).close()
     graph = tmp_path / "engine.onnx"

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from quasar.calibration.quantize import quantize_blocks
+from quasar.calibration.blocks import Grid, quantize_blocks
 from quasar.engines.onnxruntime import LowActivations, OnnxEngine
 from quasar.exporter.cli import main as export_main
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
@@ -31,7 +31,7 @@ def run_linear(folder: Path, linear: Linear, weight: torch.Tensor, bias: torch.T
     with WeightFile(folder / "linear.bin") as weights:
         g = GraphBuilder(weights)
         x = g.input("x", np.float32, [1, "rows", weight.shape[1]])
-        g.output("y", linear(g, "proj", x, weight, bias), np.float32, [1, "rows", weight.shape[0]])
+        g.output("y", linear(g, "proj", x, lambda: weight, bias), np.float32, [1, "rows", weight.shape[0]])
     g.save(folder / "linear.onnx", "linear", "")
     return ort.InferenceSession(str(folder / "linear.onnx"), providers=["CPUExecutionProvider"]).run(None, inputs)[0]
 
@@ -43,12 +43,15 @@ def test_a_precise_pass_is_nearly_the_dequantized_weight(tmp_path: Path, in_feat
     weight, x = torch.randn(24, in_features), torch.randn(1, 5, in_features)
     x[0, 1] = 0  # a block of zeros has no scale
     bias = torch.randn(24) if with_bias else None
-    exact = (x @ quantize_blocks(weight).dequantize().t() + (0 if bias is None else bias)).numpy()
+    blocks = quantize_blocks(weight, Grid(32))
+    exact = (x @ blocks.dequantize().t() + (0 if bias is None else bias)).numpy()
     inputs = {"x": x.numpy()}
-    precise = run_linear(tmp_path, SwitchedBlockLinear(), weight, bias, **inputs, precise=np.array(True))
-    low = run_linear(tmp_path, SwitchedBlockLinear(), weight, bias, **inputs, precise=np.array(False))
+    precise = run_linear(tmp_path, SwitchedBlockLinear(lambda _: blocks), weight, bias, **inputs, precise=np.array(True))
+    low = run_linear(tmp_path, SwitchedBlockLinear(lambda _: blocks), weight, bias, **inputs, precise=np.array(False))
     # but for the place where a bias is added
-    np.testing.assert_allclose(low, run_linear(tmp_path, BlockLinear(), weight, bias, **inputs), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        low, run_linear(tmp_path, BlockLinear(lambda _: blocks), weight, bias, **inputs), rtol=1e-5, atol=1e-5
+    )
     wrong, precisely_wrong = np.abs(low - exact).mean(), np.abs(precise - exact).mean()
     assert precisely_wrong < 1e-3 * np.abs(exact).mean()
     assert precisely_wrong < wrong / 50

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -8,39 +10,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from quasar.calibration.quantize import (
-    Blocks,
-    block_size_of,
     fake_quantize_rows,
     fake_quantize_tensor,
-    quantize_blocks,
+    fake_quantize_tokens,
+    fake_quantize_tokens_twice,
     quantize_rows,
+    token_scale,
 )
+
+Quantizer = Callable[[torch.Tensor], torch.Tensor]
 
 FLOATS = st.floats(-1e4, 1e4, width=32)
 MATRICES = hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=FLOATS)
-BLOCKABLE = hnp.arrays(np.float32, st.tuples(st.integers(1, 3), st.sampled_from([16, 32, 48])), elements=FLOATS)
-
-
-def unpacked(blocks: Blocks) -> np.ndarray:
-    """Nibbles as MatMulNBits reads them, low one first: [out, in]."""
-    packed = blocks.packed.numpy()
-    nibbles = np.empty((*packed.shape[:2], blocks.block_size), dtype=np.int64)
-    nibbles[..., 0::2] = packed % 16
-    nibbles[..., 1::2] = packed // 16
-    return nibbles.reshape(packed.shape[0], -1)
-
-
-def block_errors(weight: np.ndarray, other: np.ndarray, size: int) -> np.ndarray:
-    difference = weight.astype(np.float64) - other.astype(np.float64)
-    return np.square(difference).reshape(weight.shape[0], -1, size).sum(axis=2)
-
-
-def round_to_nearest(weight: np.ndarray, size: int) -> np.ndarray:
-    """Each block on the grid [-8, 7] whose -8 is the value of largest magnitude."""
-    blocks = weight.astype(np.float64).reshape(weight.shape[0], -1, size)
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)
-    scale = np.where(largest == 0, 1.0, largest / -8)
-    return (np.clip(np.round(blocks / scale), -8, 7) * scale).reshape(weight.shape)
+ROUNDING = 4e-5
+"""Steps that float32 arithmetic on values of up to 127 steps may be off."""
 
 
 @settings(max_examples=100, deadline=None)
@@ -115,90 +98,95 @@ def test_fake_tensor_error_is_half_a_step_within_the_range(x: np.ndarray, scale:
     assert (error <= scale * (0.5 + 1e-4)).all()
 
 
-@pytest.mark.parametrize(
-    ("in_features", "size"),
-    [(128, 128), (4096, 128), (64, 64), (192, 64), (32, 32), (96, 32), (160, 32), (16, 16), (48, 16), (1040, 16)],
-)
-def test_block_size_is_the_largest_that_divides_the_width(in_features: int, size: int) -> None:
-    assert block_size_of(in_features) == size
-    assert quantize_blocks(torch.randn(2, in_features)).block_size == size
+@pytest.mark.parametrize("fake_quantize", [fake_quantize_tokens, fake_quantize_tokens_twice])
+def test_fake_tokens_leave_the_activation_alone(fake_quantize: Quantizer) -> None:
+    x = torch.randn(2, 3, 8)
+    before = x.clone()
+    assert fake_quantize(x).shape == x.shape
+    assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("in_features", [1, 8, 40, 100, 129])
-def test_other_widths_pad_their_last_block(in_features: int) -> None:
-    weight = torch.randn(5, in_features)
-    blocks = quantize_blocks(weight)
-    assert blocks.packed.shape == (5, -(-in_features // 16), 8)
-    assert blocks.dequantize().shape == weight.shape
-    whole = quantize_blocks(torch.nn.functional.pad(weight, (0, -in_features % 16))).dequantize()
-    assert torch.equal(blocks.dequantize(), whole[:, :in_features])
+def test_the_scale_of_a_token_maps_its_largest_magnitude_to_127() -> None:
+    x = torch.tensor([[[0.5, -254.0, 3.0], [1.0, 0.0, 12.7]]])
+    assert token_scale(x).shape == (1, 2, 1)
+    torch.testing.assert_close(token_scale(x).flatten(), torch.tensor([2.0, 0.1]))
+    torch.testing.assert_close(fake_quantize_tokens(x)[0, 0], torch.tensor([0.0, -254.0, 4.0]))
 
 
+def test_fake_tokens_round_half_to_even() -> None:
+    x = torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5, 127.0]])
+    assert fake_quantize_tokens(x).tolist() == [[0.0, 2.0, 2.0, 0.0, -2.0, 127.0]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(MATRICES)
+@example(np.array([[1e-30, 1e-31]], dtype=np.float32))
+@example(np.array([[1e4, -1e4, 1e-4]], dtype=np.float32))
+def test_error_of_a_token_is_at_most_half_a_step_of_its_own_scale(x: np.ndarray) -> None:
+    steps = np.maximum(np.abs(x.astype(np.float64)).max(axis=1, keepdims=True), 1e-12) / 127
+    error = np.abs(fake_quantize_tokens(torch.from_numpy(x)).double().numpy() - x)
+    assert (error <= steps * (0.5 + ROUNDING)).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(MATRICES)
+@example(np.array([[1e-30, 1e-31]], dtype=np.float32))
+@example(np.array([[127.0, 0.5, 1.5, -0.5, -126.5]], dtype=np.float32))
+def test_error_of_two_parts_is_at_most_a_508th_of_an_int8_step(x: np.ndarray) -> None:
+    steps = np.maximum(np.abs(x.astype(np.float64)).max(axis=1, keepdims=True), 1e-12) / 127
+    error = np.abs(fake_quantize_tokens_twice(torch.from_numpy(x)).double().numpy() - x)
+    assert (error <= steps * (1 / 508 + ROUNDING)).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(MATRICES)
+@example(np.array([[127.0, 0.5, 1.5, -0.5, -126.5]], dtype=np.float32))
+def test_two_parts_are_the_token_in_int8_and_an_int8_number_of_254th_steps(x: np.ndarray) -> None:
+    tensor = torch.from_numpy(x)
+    steps = token_scale(tensor).double()
+    first = fake_quantize_tokens(tensor).double() / steps
+    second = (fake_quantize_tokens_twice(tensor).double() / steps - first) * 254
+    assert (first - first.round()).abs().max() < ROUNDING
+    assert (second - second.round()).abs().max() < 254 * ROUNDING
+    assert first.round().abs().max() <= 127
+    assert second.round().abs().max() <= 127
+
+
+@pytest.mark.parametrize("fake_quantize", [fake_quantize_tokens, fake_quantize_tokens_twice])
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(-8, 7), min_size=15, max_size=15), st.integers(0, 15), st.sampled_from([1, -1]))
-def test_four_bit_integers_come_back_exactly_from_low_nibble_first(rest: list[int], at: int, sign: int) -> None:
-    codes = [*rest[:at], -8, *rest[at:]]
-    blocks = quantize_blocks(torch.tensor([codes], dtype=torch.float32) * sign)
-    assert blocks.packed.dtype == torch.uint8
-    assert blocks.packed[0, 0].tolist() == [low + 8 | (high + 8) << 4 for low, high in zip(codes[::2], codes[1::2], strict=True)]
-    assert blocks.scales.tolist() == [sign]
-    assert blocks.dequantize().tolist() == [[code * sign for code in codes]]
+@given(x=MATRICES, factors=st.lists(st.floats(-1e3, 1e3, width=32), min_size=4, max_size=4))
+def test_a_token_does_not_depend_on_the_others(fake_quantize: Quantizer, x: np.ndarray, factors: list[float]) -> None:
+    tokens = torch.from_numpy(x)
+    together = fake_quantize(tokens)
+    alone = torch.cat([fake_quantize(token[None]) for token in tokens])
+    assert torch.equal(together, alone)
+    others = tokens * torch.tensor(factors[: len(x)])[:, None]
+    others[0] = tokens[0]
+    assert torch.equal(fake_quantize(others)[0], together[0])
 
 
-@settings(max_examples=50, deadline=None)
-@given(BLOCKABLE)
-def test_four_bit_layout_is_one_scale_per_block_row_by_row(weight: np.ndarray) -> None:
-    blocks = quantize_blocks(torch.from_numpy(weight))
-    out, width = weight.shape
-    assert blocks.packed.shape == (out, width // blocks.block_size, blocks.block_size // 2)
-    scales = blocks.scales.numpy().reshape(out, -1).repeat(blocks.block_size, axis=1)
-    np.testing.assert_allclose(blocks.dequantize().numpy(), (unpacked(blocks) - 8) * scales, rtol=1e-6)
+@pytest.mark.parametrize("fake_quantize", [fake_quantize_tokens, fake_quantize_tokens_twice])
+def test_a_zero_token_stays_zero_beside_others(fake_quantize: Quantizer) -> None:
+    x = torch.randn(3, 16)
+    x[1] = 0
+    y = fake_quantize(x)
+    assert torch.equal(y[1], torch.zeros(16))
+    assert torch.isfinite(y).all()
+    assert (token_scale(x) > 0).all()
 
 
-@settings(max_examples=100, deadline=None)
-@given(BLOCKABLE)
-@example(np.concatenate([np.full((1, 8), 3.0), np.full((1, 8), -3.0)], axis=1).astype(np.float32))
-@example(np.eye(2, 32, dtype=np.float32))
-def test_four_bit_blocks_are_never_worse_than_rounding_to_nearest(weight: np.ndarray) -> None:
-    blocks = quantize_blocks(torch.from_numpy(weight))
-    error = block_errors(weight, blocks.dequantize().numpy(), blocks.block_size)
-    plain = block_errors(weight, round_to_nearest(weight, blocks.block_size), blocks.block_size)
-    energy = np.square(weight.astype(np.float64)).sum()
-    assert (error <= plain * (1 + 1e-4) + 1e-10 * energy + 1e-20).all()
+@pytest.mark.parametrize("fake_quantize", [fake_quantize_tokens, fake_quantize_tokens_twice])
+def test_quantized_tokens_are_quantized_to_themselves(fake_quantize: Quantizer) -> None:
+    y = fake_quantize(torch.randn(20, 32, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(fake_quantize(y), y, rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
-@given(BLOCKABLE)
-def test_four_bit_error_of_a_block_is_within_its_largest_value_over_eight(weight: np.ndarray) -> None:
-    blocks = quantize_blocks(torch.from_numpy(weight))
-    size = blocks.block_size
-    error = block_errors(weight, blocks.dequantize().numpy(), size)
-    largest = np.abs(weight.astype(np.float64)).reshape(weight.shape[0], -1, size).max(axis=2)
-    assert (error <= size * np.square(largest / 8) * (1 + 1e-4) + 1e-20).all()
-
-
-def test_four_bit_scale_search_beats_both_plain_grids_on_gaussian_weights() -> None:
-    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).numpy()
-    error = block_errors(weight, quantize_blocks(torch.from_numpy(weight)).dequantize().numpy(), 128).sum()
-    largest = np.abs(weight.reshape(64, 2, 128)).max(axis=2).repeat(128, axis=1)
-    without_minus_eight = np.clip(np.round(weight / largest * 7), -7, 7) * largest / 7
-    assert error < 0.98 * block_errors(weight, round_to_nearest(weight, 128), 128).sum()
-    assert error < 0.9 * block_errors(weight, without_minus_eight, 128).sum()
-
-
-def test_four_bit_zero_block_is_exact_beside_others() -> None:
-    weight = torch.randn(2, 48)
-    weight[0, 16:32] = 0
-    back = quantize_blocks(weight).dequantize()
-    assert torch.equal(back[0, 16:32], torch.zeros(16))
-    assert torch.isfinite(back).all()
-
-
-def test_four_bit_block_ignores_the_other_blocks() -> None:
-    weight = torch.randn(3, 48)
-    louder = weight.clone()
-    louder[1, 16:32] *= 1000
-    changed = quantize_blocks(louder).dequantize() != quantize_blocks(weight).dequantize()
-    assert changed[1, 16:32].any()
-    changed[1, 16:32] = False
-    assert not changed.any()
+def test_a_loud_token_costs_the_others_nothing_but_under_a_static_scale() -> None:
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    x[3] *= 500
+    quiet = torch.arange(8) != 3
+    static = fake_quantize_tensor(x, float(x.abs().max()) / 127)
+    energy = x[quiet].square().sum()
+    assert (static - x)[quiet].square().sum() > 0.5 * energy
+    assert (fake_quantize_tokens(x) - x)[quiet].square().sum() < 1e-4 * energy
+    assert (fake_quantize_tokens_twice(x) - x)[quiet].square().sum() < 1e-8 * energy

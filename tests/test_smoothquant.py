@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import pytest
@@ -8,15 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quasar.calibration import smoothquant
-from quasar.calibration.quantize import fake_quantize_rows, fake_quantize_tensor
 from quasar.calibration.smoothquant import (
-    ALPHA_GRID,
     SMALLEST_SCALE,
     Smoothed,
     channel_max,
-    quantization_error,
-    search_alpha,
     share_between_query_heads,
     smoothing_scale,
     static_scale,
@@ -83,18 +77,6 @@ def random_smoothing(seed: int = 1) -> dict[str, torch.Tensor]:
     }
 
 
-def outlier_problem(seed: int = 0) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Activations with three channels a hundred times larger than the others, and two linears that read them."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(64, 32, generator=generator)
-    x[:, [3, 17, 30]] *= 100
-    return x, [torch.randn(24, 32, generator=generator), torch.randn(8, 32, generator=generator)]
-
-
-def error_with(x: torch.Tensor, weights: list[torch.Tensor], smoothing: torch.Tensor) -> float:
-    return quantization_error(x, weights, smoothing, static_scale(x.abs().amax(dim=0), smoothing))
-
-
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(MAGNITUDES, MAGNITUDES), min_size=1, max_size=8), st.floats(0, 1))
 def test_smoothing_scale_is_equation_4(channels: list[tuple[float, float]], alpha: float) -> None:
@@ -131,66 +113,6 @@ def test_static_scale_of_a_silent_activation_is_positive() -> None:
 def test_channel_max_is_taken_over_every_linear_and_output() -> None:
     weights = [torch.tensor([[1.0, -5.0], [2.0, 0.0]]), torch.tensor([[-3.0, 4.0]])]
     assert channel_max(weights).tolist() == [3.0, 5.0]
-
-
-def test_quantization_error_is_the_summed_mean_relative_energy() -> None:
-    x, weights = outlier_problem()
-    smoothing = smoothing_scale(x.abs().amax(dim=0), channel_max(weights), 0.4)
-    scale = static_scale(x.abs().amax(dim=0), smoothing)
-    expected = 0.0
-    for weight in weights:
-        y = x @ weight.t()
-        wrong = fake_quantize_tensor(x / smoothing, scale) @ fake_quantize_rows(weight * smoothing).t()
-        per_token = [float((a - b).square().sum() / a.square().sum()) for a, b in zip(y, wrong, strict=True)]
-        expected += math.fsum(per_token) / len(per_token)
-    assert quantization_error(x, weights, smoothing, scale) == pytest.approx(expected, rel=1e-3)
-
-
-def test_quantization_error_vanishes_where_eight_bits_are_enough() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randint(-127, 128, (5, 6), generator=generator).float()
-    weight = torch.randint(-126, 127, (4, 6), generator=generator).float()
-    weight[:, 0] = 127
-    assert quantization_error(x, [weight], torch.ones(6), 1.0) < 1e-10
-
-
-def test_quantization_error_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weights = outlier_problem()
-    whole = error_with(x, weights, torch.ones(32))
-    monkeypatch.setattr(smoothquant, "CHUNK_ROWS", 5)
-    assert error_with(x, weights, torch.ones(32)) == pytest.approx(whole, rel=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_smoothing_cuts_the_error_of_planted_outlier_channels(seed: int) -> None:
-    x, weights = outlier_problem(seed)
-    smoothing = smoothing_scale(x.abs().amax(dim=0), channel_max(weights), 0.5)
-    assert error_with(x, weights, smoothing) < 0.2 * error_with(x, weights, torch.ones(32))
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("outliers", [1.0, 100.0])
-def test_search_finds_the_alpha_of_least_error_on_the_grid(seed: int, outliers: float) -> None:
-    x, weights = outlier_problem(seed)
-    x[:, [3, 17, 30]] *= outliers / 100
-    seen, held_out = x[:48], x[48:]
-    seen_max, weight_max = seen.abs().amax(dim=0), channel_max(weights)
-    errors = {}
-    for alpha in ALPHA_GRID:
-        s = smoothing_scale(seen_max, weight_max, alpha)
-        errors[alpha] = quantization_error(held_out, weights, s, static_scale(seen_max, s))
-    alpha, smoothing = search_alpha(held_out, seen_max, weight_max, weights)
-    assert errors[alpha] == min(errors.values())
-    assert torch.equal(smoothing, smoothing_scale(seen_max, weight_max, alpha))
-
-
-def test_search_stays_on_the_given_grid() -> None:
-    x, weights = outlier_problem()
-    maxima = x.abs().amax(dim=0), channel_max(weights)
-    assert search_alpha(x, *maxima, weights, grid=(0.05, 0.1))[0] in (0.05, 0.1)
-    alpha, smoothing = search_alpha(x, *maxima, weights, grid=(0.85,))
-    assert alpha == 0.85
-    assert torch.equal(smoothing, smoothing_scale(*maxima, 0.85))
 
 
 @settings(max_examples=50, deadline=None)

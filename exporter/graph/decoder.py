@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from quasar.calibration.groups import GROUPS
+from quasar.calibration.groups import GROUPS, LM_HEAD
 from quasar.calibration.source import TensorSource
 from quasar.exporter.architecture import Architecture
 from quasar.exporter.graph.attention import FusedAttention, PortableAttention
@@ -83,7 +83,7 @@ class Decoder:
                 advance()
             x, _ = self._norm(g, source, "model.norm", hidden, update)
         with g.scope("lm_head"):
-            logits = self.lm_head(g, "lm_head", x, source.tensor("lm_head.weight"), None)
+            logits = self.lm_head(g, LM_HEAD, x, lambda: source.tensor(f"{LM_HEAD}.weight"), None)
         g.output("logits", logits, np.float32, [batch, "rows", a.vocab_size])
         if self.choices:
             with g.scope("choices"):
@@ -118,12 +118,13 @@ class Decoder:
     def _linear(self, g: GraphBuilder, source: TensorSource, prefix: str, group: str, x: ir.Value) -> ir.Value:
         """The linears of a group as one, their outputs side by side."""
         parts = [f"{prefix}.{linear}" for linear in GROUPS[group]]
-        weight = torch.cat([source.tensor(f"{part}.weight") for part in parts])
         bias = None
         if self.architecture.has_bias(parts[0]):
             bias = torch.cat([source.tensor(f"{part}.bias") for part in parts])
         with g.scope(group.rsplit(".", 1)[1]):
-            return self.linear(g, f"{prefix}.{group}", x, weight, bias)
+            return self.linear(
+                g, f"{prefix}.{group}", x, lambda: torch.cat([source.tensor(f"{part}.weight") for part in parts]), bias
+            )
 
     def _project_qkv(
         self, g: GraphBuilder, source: TensorSource, prefix: str, x: ir.Value

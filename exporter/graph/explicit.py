@@ -13,17 +13,17 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from quasar.calibration.quantize import BLOCK_SIZES, quantize_positive_blocks
+from quasar.calibration.blocks import MIDDLE
 from quasar.exporter.graph.builder import GraphBuilder
-from quasar.exporter.graph.linear import BlockLinear, Linear, W8A8Linear, add_bias
+from quasar.exporter.graph.linear import BlockLinear, BlockSource, Linear, W8A8Linear, Weight, add_bias
 
 
 class HalfLinear:
     """float16 weights and products."""
 
-    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: Weight, bias: torch.Tensor | None) -> Any:
         """See `Linear`."""
-        half = g.weight(f"{name}.weight.half", weight.t().half().contiguous().numpy())
+        half = g.weight(f"{name}.weight.half", weight().t().half().contiguous().numpy())
         y = g.op("MatMul", g.op("Cast", x, to=ir.DataType.FLOAT16), half)
         return add_bias(g, name, g.op("Cast", y, to=ir.DataType.FLOAT), bias)
 
@@ -39,37 +39,39 @@ class ExplicitW8A8Linear(W8A8Linear):
 
     fallback: Linear = field(default_factory=HalfLinear)
 
-    def _multiply(
-        self, g: GraphBuilder, x: ir.Value, input_scale: ir.Value, weight: ir.Value, weight_scale: ir.Value, bias: ir.Value | None
-    ) -> Any:
+    def _multiply(self, g: GraphBuilder, x: ir.Value, scale: ir.Value, weight: ir.Value, weight_scale: ir.Value) -> Any:
         zero_point = g.constant(0, np.int8)
-        y = g.op(
+        return g.op(
             "MatMul",
-            g.op("DequantizeLinear", g.op("QuantizeLinear", x, input_scale, zero_point), input_scale, zero_point),
+            g.op("DequantizeLinear", g.op("QuantizeLinear", x, scale, zero_point), scale, zero_point),
             g.op("DequantizeLinear", weight, weight_scale, axis=1),
         )
-        return y if bias is None else g.op("Add", y, bias)
 
 
+@dataclass(frozen=True)
 class ExplicitBlockLinear:
     """4-bit weights in blocks along the input, float16 activations and products.
 
-    Scales are positive, which TensorRT demands. Inputs whose width no block divides stay float16.
+    Scales are positive and zero points the middle, which TensorRT demands. Inputs whose width no block divides stay float16.
+
+    Attributes:
+        symmetric: see `BlockLinear`.
     """
 
-    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    symmetric: BlockSource
+
+    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: Weight, bias: torch.Tensor | None) -> Any:
         """See `Linear`."""
-        in_features = weight.shape[1]
-        size = next((size for size in BLOCK_SIZES if in_features % size == 0), None)
-        if size is None:
+        try:
+            blocks = self.symmetric(name)
+        except KeyError:
             return HalfLinear()(g, name, x, weight, bias)
-        q, scales = quantize_positive_blocks(weight, size)
-        stored = g.int4_weight(f"{name}.weight.int4", q.t().contiguous().numpy())
-        scale = g.weight(f"{name}.weight_scale.half", scales.t().half().contiguous().numpy())
+        stored = g.int4_weight(f"{name}.weight.int4", (blocks.codes.t().to(torch.int8) - MIDDLE).contiguous().numpy())
+        scale = g.weight(f"{name}.weight_scale.half", blocks.scales.t().half().contiguous().numpy())
         y = g.op(
             "MatMul",
             g.op("Cast", x, to=ir.DataType.FLOAT16),
-            g.op("DequantizeLinear", stored, scale, axis=0, block_size=size),
+            g.op("DequantizeLinear", stored, scale, axis=0, block_size=blocks.block_size),
         )
         return add_bias(g, name, g.op("Cast", y, to=ir.DataType.FLOAT), bias)
 
@@ -77,5 +79,9 @@ class ExplicitBlockLinear:
 def explicit_form(linear: Linear) -> tuple[Linear, str]:
     """(the linear that TensorRT reads in place of one for ONNX Runtime's kernels, its precision)"""
     if isinstance(linear, W8A8Linear):
-        return ExplicitW8A8Linear(linear.input_scales, linear.keep_float), "w8a8"
-    return (ExplicitBlockLinear(), "w4a16") if isinstance(linear, BlockLinear) else (HalfLinear(), "float16")
+        return ExplicitW8A8Linear(linear.activations), "w8a8"
+    if isinstance(linear, BlockLinear):
+        if linear.symmetric is None:
+            raise ValueError("4-bit weights for TensorRT need blocks without zero points")
+        return ExplicitBlockLinear(linear.symmetric), "w4a16"
+    return HalfLinear(), "float16"

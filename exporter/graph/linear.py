@@ -6,23 +6,29 @@ quantized weights and the nodes, and gives [.., out]. Weights arrive as [out, in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from quasar.calibration.quantize import quantize_blocks, quantize_rows
+from quasar.calibration.blocks import Blocks, pack
+from quasar.calibration.quantize import INT8_MAX, SECOND_PART, TINY, quantize_rows
+from quasar.calibration.schemes import FLOAT, PER_TOKEN, STATIC, TWO_PARTS, Scheme
 from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
+
+BlockSource = Callable[[str], Blocks]
+"""Gives the blocks of a linear, by name."""
+Weight = Callable[[], torch.Tensor]
 
 
 class Linear(Protocol):
     """Writes one linear layer into a graph."""
 
-    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> ir.Value:
-        """The output of the linear; weight float32 [out, in], bias [out]."""
+    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: Weight, bias: torch.Tensor | None) -> ir.Value:
+        """The output of the linear; weight float32 [out, in], asked for where it is needed; bias [out]."""
         ...
 
 
@@ -34,70 +40,109 @@ def add_bias(g: GraphBuilder, name: str, y: ir.Value, bias: torch.Tensor | None)
 class FloatLinear:
     """float32 weights, float32 arithmetic."""
 
-    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: Weight, bias: torch.Tensor | None) -> Any:
         """See `Linear`."""
-        y = g.op("MatMul", x, g.weight(f"{name}.weight", weight.t().contiguous().numpy()))
+        y = g.op("MatMul", x, g.weight(f"{name}.weight", weight().t().contiguous().numpy()))
         return add_bias(g, name, y, bias)
 
 
 @dataclass(frozen=True)
-class W8A8Linear:
-    """int8 weights per output channel, activations quantized with one static scale.
-
-    Activations are uint8 with zero point 128: the same numbers as symmetric int8, in the form for which ONNX Runtime has
-    its fast x86 kernel. Linears listed in `keep_float` are written by `fallback`.
+class Activation:
+    """How the input of a W8A8 linear becomes int8.
 
     Attributes:
-        input_scales: activation scale of every linear, by name.
+        input_scale: of a static scheme.
     """
 
-    input_scales: Mapping[str, float]
-    keep_float: frozenset[str] = frozenset()
+    scheme: Scheme = PER_TOKEN
+    input_scale: float | None = None
+
+
+@dataclass(frozen=True)
+class W8A8Linear:
+    """int8 weights per output channel, int8 activations.
+
+    Activations are uint8 with zero point 128: the same numbers as symmetric int8, in the form for which ONNX Runtime has
+    its fast x86 kernel. A token's scale is taken out before and put back behind the product, so that the quantizer's own is a
+    constant; where an activation has two parts, the second follows the first as rows of one product, so that weights are read
+    once.
+
+    Attributes:
+        activations: of every linear, by name; those of scheme `float` are written by `fallback`.
+    """
+
+    activations: Mapping[str, Activation]
     fallback: Linear = field(default_factory=FloatLinear)
 
-    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: Weight, bias: torch.Tensor | None) -> Any:
         """See `Linear`."""
-        if name in self.keep_float:
+        activation = self.activations[name]
+        if activation.scheme == FLOAT:
             return self.fallback(g, name, x, weight, bias)
-        quantized, scales = quantize_rows(weight)
+        quantized, scales = quantize_rows(weight())
         stored = g.weight(f"{name}.weight", quantized.t().contiguous().numpy())
         weight_scale = g.weight(f"{name}.weight_scale", scales.numpy())
-        stored_bias = None if bias is None else g.weight(f"{name}.bias", bias.numpy())
-        return self._multiply(g, x, g.constant(self.input_scales[name], np.float32), stored, weight_scale, stored_bias)
+        if activation.scheme == STATIC:
+            y = self._multiply(g, x, g.constant(activation.input_scale, np.float32), stored, weight_scale)
+        else:
+            y = self._multiply_tokens(g, x, stored, weight_scale, activation.scheme == TWO_PARTS)
+        return add_bias(g, name, y, bias)
 
-    def _multiply(
-        self, g: GraphBuilder, x: ir.Value, input_scale: ir.Value, weight: ir.Value, weight_scale: ir.Value, bias: ir.Value | None
-    ) -> Any:
-        """The product; weight int8 [in, out], weight_scale and bias [out]."""
+    def _multiply_tokens(self, g: GraphBuilder, x: ir.Value, weight: ir.Value, weight_scale: ir.Value, two_parts: bool) -> Any:
+        """The product under a scale per token."""
+        largest = g.op("ReduceMax", g.op("Abs", x), g.constant([-1], np.int64), keepdims=1)
+        largest = g.op("Max", largest, g.constant(TINY, np.float32))
+        step = g.constant(1 / INT8_MAX, np.float32)
+        unit = g.op("Div", x, largest)
+        if not two_parts:
+            return g.op("Mul", self._multiply(g, unit, step, weight, weight_scale), largest)
+        zero_point = g.constant(0, np.int8)
+        first = g.op("DequantizeLinear", g.op("QuantizeLinear", unit, step, zero_point), step, zero_point)
+        rest = g.op("Mul", g.op("Sub", unit, first), g.constant(SECOND_PART, np.float32))
+        products = self._multiply(g, g.op("Concat", first, rest, axis=-2), step, weight, weight_scale)
+        of_first, of_rest = g.op("Split", products, outputs=2, axis=-2, num_outputs=2)
+        both = g.op("Add", of_first, g.op("Mul", of_rest, g.constant(1 / SECOND_PART, np.float32)))
+        return g.op("Mul", both, largest)
+
+    def _multiply(self, g: GraphBuilder, x: ir.Value, scale: ir.Value, weight: ir.Value, weight_scale: ir.Value) -> Any:
+        """The product under one scale; weight int8 [in, out], weight_scale [out]."""
         zero_point = g.constant(128, np.uint8)
-        quantized = g.op("QuantizeLinear", x, input_scale, zero_point)
-        inputs = (quantized, weight, input_scale, weight_scale, zero_point, None, bias)
-        return g.op("MatMulIntegerToFloat", *inputs, domain=MICROSOFT)
+        quantized = g.op("QuantizeLinear", x, scale, zero_point)
+        return g.op("MatMulIntegerToFloat", *(quantized, weight, scale, weight_scale, zero_point), domain=MICROSOFT)
 
 
+@dataclass(frozen=True)
 class BlockLinear:
-    """4-bit weights in blocks along the input, int8 activations per block; `com.microsoft.MatMulNBits`."""
+    """4-bit weights in blocks along the input, int8 activations per block; `com.microsoft.MatMulNBits`.
 
-    scale_type: type[np.floating[Any]] = np.float32
+    Attributes:
+        blocks: gives the weights of a linear, by name.
+        symmetric: the same without zero points, for TensorRT; raises KeyError for widths that no block divides.
+    """
 
-    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    blocks: BlockSource
+    symmetric: BlockSource | None = None
+    scale_type: ClassVar[type[np.floating[Any]]] = np.float32
+
+    def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: Weight, bias: torch.Tensor | None) -> Any:
         """See `Linear`."""
-        out_features, in_features = weight.shape
-        blocks = quantize_blocks(weight)
+        blocks = self.blocks(name)
+        out_features, count = blocks.scales.shape
+        packed = pack(blocks.codes).view(out_features, count, -1)
         y = g.op(
             "MatMulNBits",
-            self._prepare(g, x, in_features, blocks.block_size),
-            g.weight(f"{name}.weight", blocks.packed.numpy()),
-            g.weight(f"{name}.weight_scale", blocks.scales.numpy().astype(self.scale_type)),
+            self._prepare(g, x, blocks.in_features, blocks.block_size),
+            g.weight(f"{name}.weight", packed.numpy()),
+            g.weight(f"{name}.weight_scale", blocks.scales.flatten().numpy().astype(self.scale_type)),
+            g.weight(f"{name}.zero_point", pack(blocks.zeros).flatten().numpy()),
             domain=MICROSOFT,
-            K=in_features,
+            K=blocks.in_features,
             N=out_features,
             bits=4,
             block_size=blocks.block_size,
             accuracy_level=4,  # int8 activations, one scale per block and row
         )
-        y = self._finish(g, y)
-        return add_bias(g, name, y, bias)
+        return add_bias(g, name, self._finish(g, y), bias)
 
     def _prepare(self, g: GraphBuilder, x: ir.Value, in_features: int, block_size: int) -> ir.Value:
         return x
