@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,6 +114,7 @@ class Bench:
                 "name": self._bundle.root.resolve().name,
                 "model": manifest.model.get("id"),
                 "engines": {name: settings.execution.precision(self._bundle, e) for name, e in manifest.engines.items()},
+                **_quantization(manifest.calibration),
             },
             "machine": machine.describe(settings.execution.backend_of(self._bundle), settings.execution.threads, [before, after]),
             "versions": machine.versions(),
@@ -205,8 +207,28 @@ class Bench:
         notes = []
         if FLOAT not in self._bundle.manifest.engines:
             notes.append("float is not in the bundle: ratios to it are missing; export it too, with --engines")
+        for name in dict.fromkeys(chain.law for chain in chains if chain.law != FLOAT):
+            if distance := _distance(self._bundle.engine(name).gate):
+                notes.append(f"{name} as the last engine says what {name} says, not what float says: {distance}")
         if any("suffix-pool" in chain.proposers for chain in chains):
             notes.append("suffix-pool learns from the answers to earlier prompts of the same repeat")
         if self._settings.acceptance == "rejection" and not self._settings.params.greedy:
             notes.append("with --acceptance rejection, sampled answers of different chains are not comparable token by token")
         return notes
+
+
+def _quantization(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """What was chosen at export, as counts of linears; nothing where the bundle does not say."""
+    linears = calibration.get("linears")
+    if not isinstance(linears, Mapping) or not linears:
+        return {}
+    schemes = Counter(str(linear.get("scheme")) for linear in linears.values() if isinstance(linear, Mapping))
+    return {"rotated": bool(calibration.get("rotated")), "int8_activations": dict(schemes.most_common())}
+
+
+def _distance(gate: Mapping[str, Any]) -> str:
+    """How far an engine was from the float model when it was exported; empty where the bundle does not say."""
+    kl, agreement, tokens = (gate.get(figure) for figure in ("mean_kl", "top1_agreement", "tokens"))
+    if not (isinstance(kl, float) and isinstance(agreement, float) and isinstance(tokens, int)):
+        return ""
+    return f"KL {kl:.3g} nats, the same likeliest token on {agreement:.1%} of {tokens} tokens when it was exported"

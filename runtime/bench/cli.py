@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--repeat", type=int, default=3, metavar="N", help="times that everything is measured (default: 3)")
     p.add_argument("--sweep", nargs="+", metavar="AXIS", help="also k=1,3,5,7,9 (draft length) and temperature=0,0.6,1")
     p.add_argument("--fidelity", action="store_true", help="also the distance of every engine from float")
-    p.add_argument("--report", type=Path, metavar="DIR", help="write report.json and report.html there")
+    p.add_argument("--report", type=Path, metavar="DIR", help="write report.json, report.html and decode.svg there")
     p.add_argument("--json", action="store_true", help="print the results as one JSON object")
     p.add_argument("--no-memory", action="store_true", help="leave out peak memory, which loads every chain once more")
     add_sampling_options(p)

@@ -16,12 +16,14 @@ from markupsafe import Markup
 from quasar.engines.errors import UsageError
 from quasar.runtime.bench import summary
 from quasar.runtime.bench.particulars import particulars
+from quasar.runtime.bench.plots import decode_bars
 from quasar.runtime.bench.sections import sections
+from quasar.runtime.bench.svg import standalone
 from quasar.runtime.bench.values import at, name
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:
-    """Write report.json and report.html.
+    """Write report.json, report.html and decode.svg, the plot of speeds for use elsewhere.
 
     Each file appears whole or not at all. The results are on disk before the page is drawn, and no page of older results stays
     beside them.
@@ -40,9 +42,12 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
         raise UsageError(f"{folder}: is a file; a report is a folder with report.json and report.html")
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "report.json", json.dumps(_finite(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    page = folder / "report.html"
-    page.unlink(missing_ok=True)
+    page, plot = folder / "report.html", folder / "decode.svg"
+    for old in (page, plot):
+        old.unlink(missing_ok=True)
     _write(page, page_text(results))
+    if (drawing := decode_bars(results)) is not None:
+        _write(plot, standalone(drawing))
     return page
 
 

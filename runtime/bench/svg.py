@@ -96,6 +96,17 @@ def _inline(svg: str, ident: str, title: str) -> str:
     return f'{head}role="img" aria-label="{label}">\n<title>{label}</title>{body}'
 
 
+def standalone(drawing: str) -> str:
+    """An inline SVG as a file of its own, for a README: with paper and colours of its own, in any sans-serif font."""
+    for colour, variable in VARIABLES.items():
+        drawing = drawing.replace(f"var({variable})", colour)
+    end = drawing.index(">")
+    view = re.search(r'viewBox="([\d.]+) ([\d.]+) ([\d.]+) ([\d.]+)"', drawing)
+    size = f' width="{float(view[3]):.0f}" height="{float(view[4]):.0f}"' if view else ""
+    paper = f'\n<rect width="100%" height="100%" fill="{PAPER}"/>'
+    return f'{drawing[:end]}{size} font-family="sans-serif">{paper}{drawing[end + 1 :]}\n'
+
+
 def short(text: str, limit: int = 40) -> str:
     """A name that fits beside a plot; both ends of a long one stay."""
     return text if len(text) <= limit else f"{text[: limit // 2]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - limit // 2 + 1 :]}"
