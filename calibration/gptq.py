@@ -58,10 +58,8 @@ def quantize_compensated(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid
 
 
 def _inverse_factor(hessian: torch.Tensor) -> torch.Tensor:
-    """U, upper triangular, with U^T U = (H + damping)^-1."""
-    hessian = hessian.clone()
+    """U, upper triangular, with U^T U = (H + damping)^-1; `hessian` is changed."""
     diagonal = hessian.diagonal()
-    diagonal[diagonal <= 0] = 1.0
     damping = DAMPING * diagonal.mean()
     for _ in range(8):
         diagonal += damping

@@ -57,7 +57,7 @@ class Rotated:
         if (norm := _norm_before(module)) and kind == "weight":
             return rotate(tensor * self._source.tensor(f"{norm}.weight"))
         if module.endswith(("o_proj", "down_proj")):
-            return rotate(tensor) if kind == "bias" else rotate(tensor.t().contiguous()).t()
+            return rotate(tensor.t()).t()  # a bias is its own transpose
         return tensor
 
 

@@ -132,7 +132,7 @@ def search(
     """The best option of each scheme, in the order of `schemes`.
 
     Alphas are compared under a scale per token, or, where that is not among the schemes, under a static one. The other schemes
-    are tried with the best alpha and without smoothing.
+    are tried with the best alpha and with the first.
 
     Args:
         activation_max: max|X_j| of calibration text, float32 [in].
@@ -159,7 +159,7 @@ def search(
                 if _best(found[leading]) != alpha:
                     break
                 alpha += direction
-    for alpha in {_best(found[leading]): None, alphas[0]: None}:
+    for alpha in dict.fromkeys([_best(found[leading]), alphas[0]]) if others else ():
         attempt(alpha, others)
     return {scheme: by_alpha[_best(by_alpha)] for scheme, by_alpha in found.items()}
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import bench_results as made
 import pytest
@@ -41,7 +42,7 @@ def paint_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def draw(ident: str, title: str, height: float, paint: Callable[[Figure], object]) -> str:
         paint(Figure())
-        return f"{ident} {title}"
+        return f"<svg>{ident} {title}"
 
     monkeypatch.setattr(plots, "draw", draw)
 
@@ -292,9 +293,27 @@ def files(folder: Path) -> list[str]:
 def test_files_are_written(tmp_path: Path, realistic_page: str) -> None:
     folder = tmp_path / "new" / "report"
     assert report.write_report(made.realistic(), folder) == folder / "report.html"
-    assert files(folder) == ["report.html", "report.json"]
+    assert files(folder) == ["decode.svg", "report.html", "report.json"]
     assert json.loads((folder / "report.json").read_text(encoding="utf-8")) == json.loads(json.dumps(made.realistic()))
     assert (folder / "report.html").read_text(encoding="utf-8") == realistic_page
+
+
+def test_the_plot_of_speeds_stands_alone(tmp_path: Path) -> None:
+    report.write_report(made.realistic(), tmp_path)
+    text = (tmp_path / "decode.svg").read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert float(root.attrib["width"]) > 0
+    assert float(root.attrib["height"]) > 0
+    assert "var(" not in text  # there is no page whose colours it could have
+    assert "prompt-lookup" in text
+
+
+@pytest.mark.usefixtures("paint_only")
+def test_results_without_a_speed_have_no_plot_of_it(tmp_path: Path) -> None:
+    report.write_report(made.realistic(), tmp_path)
+    report.write_report({**made.realistic(), "chains": []}, tmp_path)
+    assert files(tmp_path) == ["report.html", "report.json"]
 
 
 @pytest.mark.usefixtures("paint_only")

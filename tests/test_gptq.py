@@ -222,3 +222,12 @@ def test_a_block_that_lies_on_the_grid_stays_as_it_is() -> None:
     blocks = quantize_compensated(weight, gram(correlated(128, 64)), Grid(16))
     assert torch.equal(blocks.dequantize(), weight)
     assert torch.equal(blocks.codes, codes.flatten(1).to(torch.uint8))
+
+
+@pytest.mark.parametrize("loudness", [1.0, 1e-2, 1e-3])
+def test_dead_and_padded_channels_do_not_drown_quiet_ones(loudness: float) -> None:
+    for width, dead, grid in ((256, [5, 77], Grid(32)), (40, [], Grid(16))):
+        weight, x = random_weight(24, width), correlated(512, width) * loudness
+        x[:, dead] = 0
+        nearest = output_error(quantize_blocks(weight, grid), weight, x)
+        assert output_error(quantize_compensated(weight, gram(x), grid), weight, x) < 0.25 * nearest

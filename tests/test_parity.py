@@ -64,7 +64,11 @@ def test_the_streamed_float_model_equals_transformers(tmp_path: Path, family: st
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
     model = FloatModel(checkpoint.config, checkpoint, checkpoint.architecture.sliding_windows)
     ids = np.random.default_rng(3).integers(0, 97, 33)
-    states = model.final_states([ids.tolist(), ids[:5].tolist()], lambda: None)
+    hidden = model.embed([ids.tolist(), ids[:5].tolist()])
+    for index in range(len(model)):
+        with model.layer(index) as layer:
+            hidden = layer.run(hidden)
+    states = model.final_norm(hidden)
     logits = [(s @ checkpoint.tensor("lm_head.weight").t()).numpy() for s in states]
     np.testing.assert_allclose(logits[0], reference_logits(checkpoint, ids), atol=TOLERANCE)
     np.testing.assert_allclose(logits[1], reference_logits(checkpoint, ids[:5]), atol=TOLERANCE)

@@ -87,7 +87,7 @@ def test_a_bundle_has_a_plan_of_verifier_and_draft(rtx_bundle: Path) -> None:
         assert plan.gate["mean_kl"] < 2 * entry.gate["mean_kl"] + 1e-3
         assert (rtx_bundle / plan.plan).stat().st_size > 1 << 20
     assert bundle.manifest.versions[RTX] == trt.__version__
-    assert {"int8", "int8.tensorrt", "int4.tensorrt"} <= set(bundle.manifest.thresholds)
+    assert {"int8", "int8.tensorrt"} == set(bundle.manifest.thresholds)
 
 
 def test_int8_weights_and_embedding_rows_are_stored_once_for_both_runtimes(rtx_bundle: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_int8_plan_is_int8_with_fused_attention_and_caches_in_place(rtx_bund
 
 def test_the_int4_plan_has_4_bit_weights(rtx_bundle: Path, tmp_path: Path) -> None:
     entry, _ = planned(rtx_bundle, "int4")
-    check_structure(build_again(rtx_bundle, "int4", tmp_path / "int4.plan"), entry, int8=0, int4=6 * 4 + 1)
+    check_structure(build_again(rtx_bundle, "int4", tmp_path / "int4.plan"), entry, int8=1, int4=6 * 4)
 
 
 def test_two_layers_as_wide_as_qwen3_0_6b(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_two_layers_as_wide_as_qwen3_0_6b(tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     arguments = ["--model", str(model), "--int8", "--backend", RTX, "--output", str(output), "--alpha", "0.5", "--force"]
     assert export_main([*arguments, "--num-samples", "4", "--sample-length", "32", "--compute-capability", "8.9"]) == 0
-    for name, int8, int4 in (("int8", 2 * 4 + 1, 0), ("int4", 0, 2 * 4 + 1)):
+    for name, int8, int4 in (("int8", 2 * 4 + 1, 0), ("int4", 1, 2 * 4)):
         entry, plan = planned(output, name)
         assert plan.compute_capabilities == ("8.9",)
         kept = len(entry.float_linears) if name == "int8" else 0
