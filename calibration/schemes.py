@@ -69,7 +69,7 @@ class Budget:
         float: of linears that may stay float.
     """
 
-    two_parts: float = 0.1
+    two_parts: float = 0.05
     float: float = 0.05
 
 

@@ -62,8 +62,8 @@ def parser() -> argparse.ArgumentParser:
         help="of int8 activations: per token, static, or whichever a linear takes without more damage (default: auto)",
     )  # fmt: skip
     p.add_argument(
-        *("--int16-budget",), type=float, default=0.1, metavar="SHARE",
-        help="share of the weights whose activations may have 16 bits where 8 hurt most (default: 0.1)",
+        *("--int16-budget",), type=float, default=0.05, metavar="SHARE",
+        help="share of the weights whose activations may have 16 bits where 8 hurt most (default: 0.05)",
     )  # fmt: skip
     p.add_argument(
         *("--float-budget",), type=float, default=0.05, metavar="SHARE",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,8 @@ class Thresholds:
 
 
 FORMS = ("tensorrt", "plan")
+ROWS = 64
+"""Rows that are compared at a time: their distributions take several times the memory of their logits."""
 # Agreement is low between near-ties, of which flat distributions (a model with random weights) are full; KL is not. So
 # KL and perplexity judge, and agreement only catches what they miss. Of engines with 4-bit weights, which are made to draft,
 # nothing is asked but numbers: a chain corrects them, and how often they are right is for their user to weigh.
@@ -72,23 +74,29 @@ def compare(
     """
     worst, agreed, kl, loss, float_loss, tokens, predicted = 0.0, 0, 0.0, 0.0, 0.0, 0, 0
     for ids, states in zip(sequences, final_states, strict=True):
-        for begin in range(0, len(ids), engine.spec.max_rows):
-            chunk = ids[begin : begin + engine.spec.max_rows]
-            rows = np.arange(len(chunk))[None]
-            logits = torch.from_numpy(engine.forward(np.array([chunk]), np.array([begin]), rows)[0])
-            reference = lm_head(states[begin : begin + len(chunk)])
+        for begin, logits in _logits(engine, ids):
+            reference = lm_head(states[begin : begin + len(logits)])
             worst = float(np.maximum(worst, float((logits - reference).abs().max())))  # unlike max(), keeps what is not a number
             agreed += int((logits.argmax(-1) == reference.argmax(-1)).sum())
-            tokens += len(chunk)
+            tokens += len(logits)
             p, q = reference.log_softmax(-1), logits.log_softmax(-1)
             kl += float((p.exp() * (p - q)).sum())
-            following = torch.tensor(ids[begin + 1 : begin + len(chunk) + 1])[:, None]
+            following = torch.tensor(ids[begin + 1 : begin + len(logits) + 1], dtype=torch.long)[:, None]
             loss -= float(q[: len(following)].gather(1, following).sum())
             float_loss -= float(p[: len(following)].gather(1, following).sum())
             predicted += len(following)
         advance()
     ratio = float(np.exp((loss - float_loss) / max(predicted, 1)))
     return Figures(worst, agreed / tokens, kl / tokens, ratio, tokens)
+
+
+def _logits(engine: Engine, ids: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:
+    """(position of the first row, logits of some rows), the whole sequence in order."""
+    for begin in range(0, len(ids), engine.spec.max_rows):
+        chunk = ids[begin : begin + engine.spec.max_rows]
+        logits = torch.from_numpy(engine.forward(np.array([chunk]), np.array([begin]), np.arange(len(chunk))[None])[0])
+        for row in range(0, len(chunk), ROWS):
+            yield begin + row, logits[row : row + ROWS]
 
 
 def failures(figures: Figures, thresholds: Thresholds) -> list[str]:

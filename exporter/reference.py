@@ -11,9 +11,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
@@ -60,7 +62,10 @@ class Reference:
                 layer.register_forward_hook(advance)
             hidden = model.base_model(input_ids=batch, use_cache=False).last_hidden_state
             states = [x[: len(ids)].clone() for x, ids in zip(hidden, sequences, strict=True)]
-            return cls(sequences, states, model.get_output_embeddings())
+            head = model.get_output_embeddings()
+            with align_module_device(head):  # it may be on disk
+                weight = head.weight.detach()
+            return cls(sequences, states, partial(torch.nn.functional.linear, weight=weight))
 
     def compare(self, engine: Engine, label: str, progress: Progress) -> Figures:
         """How far the engine is from the float model; the engine is closed afterwards."""

@@ -14,6 +14,8 @@ from quasar.engines.manifest import Manifest, PlanEntry
 
 WEAK_DRAFT = 0.3
 """Top-1 agreement below which a draft is hardly ever worth its time."""
+FEW_TOKENS = 1000
+"""Tokens of calibration text below which what was chosen is chance."""
 
 
 def print_summary(
@@ -49,6 +51,10 @@ def print_summary(
     for name, reasons in missed.items():
         if reasons:
             print(f"  warning: {name} fails the gate ({', '.join(reasons)}); written because of --force", file=sys.stderr)
+    calibrated = manifest.calibration.get("tokens", FEW_TOKENS)
+    if calibrated < FEW_TOKENS and any(name != "float" for name in manifest.engines):
+        few = f"calibrated on {calibrated} tokens only; {FEW_TOKENS} or more are better"
+        print(f"  warning: {few} (--calibration, --num-samples, --sample-length)", file=sys.stderr)
     for name, engine in manifest.engines.items():
         agreement = engine.gate.get("top1_agreement", 1.0)
         if name not in manifest.thresholds and agreement < WEAK_DRAFT:

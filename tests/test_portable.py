@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from models import FAMILIES, forward, make_checkpoint, reference_logits, write_engine
+from models import FAMILIES, forward, make_checkpoint, nearest_blocks, reference_logits, write_engine
 
-from quasar.calibration.blocks import Blocks, grid_of, quantize_blocks
+from quasar.calibration.blocks import grid_of, quantize_blocks
 from quasar.calibration.four_bit import SYMMETRIC_SIZES
 from quasar.calibration.groups import GROUPS
 from quasar.calibration.quantize import fake_quantize_rows
@@ -33,20 +32,6 @@ def activations(checkpoint: Checkpoint) -> dict[str, Activation]:
     names = [f"model.layers.{layer}.{group}" for layer in layers for group in GROUPS] + ["lm_head"]
     schemes = (Activation(STATIC, 0.03), Activation(PER_TOKEN), Activation(TWO_PARTS))
     return {name: schemes[place % 3] for place, name in enumerate(names)}
-
-
-def symmetric_blocks(checkpoint: Checkpoint) -> Callable[[str], Blocks]:
-    """4-bit weights of every linear by name, each rounded to the nearest."""
-
-    def blocks(name: str) -> Blocks:
-        layer, _, group = name.rpartition("layers.")[2].partition(".")
-        parts = [f"model.layers.{layer}.{part}" for part in GROUPS[group]] if group else [name]
-        weight = torch.cat([checkpoint.tensor(f"{part}.weight") for part in parts])
-        if all(weight.shape[1] % size for size in SYMMETRIC_SIZES):
-            raise KeyError(name)
-        return quantize_blocks(weight, grid_of(weight.shape[1], SYMMETRIC_SIZES, symmetric=True))
-
-    return blocks
 
 
 def check_ragged(engine: OnnxEngine, expected: list[np.ndarray], ids: list[np.ndarray], tolerance: float) -> None:
@@ -105,9 +90,10 @@ class Int4Weights:
 def test_half_precision_is_near_the_same_weights_in_float(tmp_path: Path, family: str, precision: str) -> None:
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
     schemes = activations(checkpoint)
+    blocks = nearest_blocks(checkpoint, SYMMETRIC_SIZES, symmetric=True)
     half, exact, source, distance = {
         "float16": (HalfLinear(), FloatLinear(), None, 3e-3),
-        "w4a16": (ExplicitBlockLinear(symmetric_blocks(checkpoint)), FloatLinear(), Int4Weights(checkpoint), 3e-3),
+        "w4a16": (ExplicitBlockLinear(blocks), FloatLinear(), Int4Weights(checkpoint), 3e-3),
         "w8a8": (ExplicitW8A8Linear(schemes), W8A8Linear(schemes), None, 0.1),  # rounding borders are crossed
     }[precision]
     (tmp_path / "float").mkdir()
@@ -194,7 +180,7 @@ def test_a_graph_for_tensorrt_passes_checker_and_lint(tmp_path: Path, family: st
     linear = {
         0: HalfLinear(),
         1: ExplicitW8A8Linear(activations(checkpoint)),
-        2: ExplicitBlockLinear(symmetric_blocks(checkpoint)),
+        2: ExplicitBlockLinear(nearest_blocks(checkpoint, SYMMETRIC_SIZES, symmetric=True)),
     }
     index = list(FAMILIES).index(family)
     write_engine(tmp_path, checkpoint, linear[index % 3], "portable", half_attention=True, optimize=False, layers=(0, 2)).close()
