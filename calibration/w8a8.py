@@ -12,7 +12,6 @@ from quasar.calibration.groups import GROUPS, LM_HEAD
 from quasar.calibration.observe import Hidden
 from quasar.calibration.schemes import (
     DEFAULT_BUDGET,
-    FLOAT,
     PER_TOKEN,
     STATIC,
     TWO_PARTS,
@@ -60,11 +59,6 @@ class Choices:
     def smoothing(self) -> dict[str, torch.Tensor]:
         """s by linear, float32 [in]."""
         return {name: option.smoothing for name, option in self.options.items()}
-
-    @property
-    def float_linears(self) -> tuple[str, ...]:
-        """Linears that stay float."""
-        return tuple(sorted(name for name, option in self.options.items() if option.scheme == FLOAT))
 
 
 @dataclass

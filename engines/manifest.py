@@ -130,7 +130,7 @@ class EngineEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` says. Field by field it is documented in the README."""
+    """What `manifest.json` says. Field by field it is documented in docs/bundle.md."""
 
     model: Mapping[str, Any]
     engines: Mapping[str, EngineEntry]

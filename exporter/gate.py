@@ -87,7 +87,8 @@ def compare(
             predicted += len(following)
         advance()
     ratio = float(np.exp((loss - float_loss) / max(predicted, 1)))
-    return Figures(worst, agreed / tokens, kl / tokens, ratio, tokens)
+    mean_kl = float(np.maximum(kl / tokens, 0.0))  # below zero by rounding alone
+    return Figures(worst, agreed / tokens, mean_kl, ratio, tokens)
 
 
 def _logits(engine: Engine, ids: Sequence[int]) -> Iterator[tuple[int, torch.Tensor]]:

@@ -85,4 +85,5 @@ def _figures(gate: Mapping[str, Any]) -> tuple[str, ...]:
 def _describe(plan: PlanEntry, size: int) -> str:
     gpus = ", ".join(plan.compute_capabilities)
     target = f"GPUs of compute capability {gpus}" if gpus else f"every GPU that {plan.library} builds for"
-    return f"{plan.plan}: {plan.precision}, {size / 1e6:.1f} MB, {plan.library} {plan.version}, for {target}"
+    form = "w4a16 in symmetric blocks (it takes no zero points)" if plan.precision == "w4a16" else plan.precision
+    return f"{plan.plan}: {form}, {size / 1e6:.1f} MB, {plan.library} {plan.version}, for {target}"

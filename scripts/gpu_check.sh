@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # For whoever has an NVIDIA GPU: install, build plans for it, test them against ONNX Runtime, and time them.
 # usage: gpu_check.sh [tensorrt|tensorrt-rtx] [WORKDIR]
-# The table that it prints belongs into the README, with the name of the device. WORKDIR takes about 10 GB.
+# The table that it prints belongs into docs/measurements.md, with the name of the device. WORKDIR takes about 10 GB.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 backend=${1:-tensorrt} work=${2:-build/gpu}

@@ -1,4 +1,4 @@
-"""Time float16, int8 and int4 plans on this machine's GPU, on a random Qwen3 of the 0.6B shape: the table of the README.
+"""Time float16, int8 and int4 plans on this machine's GPU, on a random Qwen3 of the 0.6B shape: a table for docs/measurements.md.
 
 usage: gpu_speed.py WORKDIR --backend tensorrt|tensorrt-rtx [--rounds 20] [--json FILE]
        gpu_speed.py --describe --backend tensorrt|tensorrt-rtx

@@ -4,7 +4,7 @@ usage: speed.py WORKDIR [--rounds 12] [--json FILE]
 
 Writes the model and its bundles into WORKDIR once (4.5 GB), then times both engines interleaved in one process, so that
 every ratio is of one machine in one hour. Memory and loading are measured in processes of their own. What is printed is
-the table of the README.
+the table in docs/measurements.md.
 """
 
 from __future__ import annotations

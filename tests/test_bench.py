@@ -105,6 +105,30 @@ def test_without_float_its_ratios_are_missing_and_said_to_be(tmp_path: Path, dem
     assert "float is not in the bundle" in results["notes"][0]
 
 
+def test_a_lossy_last_engine_is_marked_by_its_own_figures(demo_bundle: Path, prompts: Path) -> None:
+    manifest = json.loads((demo_bundle / "manifest.json").read_text())
+    results = run(demo_bundle, prompts, ["int4", "int8 > float"])
+    gate = manifest["engines"]["int4"]["gate"]
+    (note,) = (note for note in results["notes"] if "last engine" in note)
+    assert note.startswith("int4 as the last engine says what int4 says, not what float says")
+    assert f"KL {gate['mean_kl']:.3g} nats" in note
+    assert results["bundle"]["rotated"] is manifest["calibration"]["rotated"]
+    assert sum(results["bundle"]["int8_activations"].values()) == len(manifest["calibration"]["linears"])
+
+
+def test_a_bundle_that_says_nothing_of_its_engines_gets_no_such_note(tmp_path: Path, demo_bundle: Path, prompts: Path) -> None:
+    import shutil
+
+    bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["engines"]["int4"]["gate"] = {"mean_kl": "far"}
+    manifest["calibration"] = {"linears": "all"}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    results = run(bundle, prompts, ["int4"])
+    assert not any("last engine" in note for note in results["notes"])
+    assert "int8_activations" not in results["bundle"]
+
+
 def test_several_turns_are_one_conversation(demo_bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "turns.jsonl"
     file.write_text(json.dumps({"turns": QUESTIONS[:2]}), encoding="utf-8")

@@ -262,6 +262,45 @@ def test_a_bad_checkpoint_is_one_line_and_no_bundle(tmp_path: Path, capsys: Capt
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+def test_an_export_says_what_it_chose(tmp_path: Path, capsys: Capture) -> None:
+    command = ["--model", "demo", "--engines", "int8,int4", "--num-samples", "4", "--sample-length", "32"]
+    assert export_main([*command, "--output", str(tmp_path / "bundle")]) == 0
+    out, err = capsys.readouterr()
+    calibration = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["calibration"]
+    assert f"residual stream {'rotated' if calibration['rotated'] else 'not rotated'}: damage" in out
+    (line,) = (line for line in out.splitlines() if "int8 activations:" in line)
+    for scheme in ("per-token", "static", "per-token-16"):
+        count = sum(linear["scheme"] == scheme for linear in calibration["linears"].values())
+        assert (f"{scheme} {count}" in line) == (count > 0)
+    for name, linear in calibration["linears"].items():
+        if linear["scheme"] == "per-token-16":
+            assert name in out
+    assert f"calibrated on {calibration['tokens']} tokens only; 1000 or more are better" in err
+
+
+@pytest.mark.parametrize("scales", ["per-token", "static"])
+def test_scales_that_are_asked_for_are_taken(tmp_path: Path, scales: str) -> None:
+    command = ["--model", "demo", "--engines", "int8", "--num-samples", "4", "--sample-length", "32", "--rotation", "on"]
+    options = ["--activation-scales", scales, "--int16-budget", "0", "--float-budget", "0", "--force"]
+    assert export_main([*command, *options, "--output", str(tmp_path / "bundle")]) == 0
+    calibration = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["calibration"]
+    assert {linear["scheme"] for linear in calibration["linears"].values()} == {scales}
+    assert calibration["rotated"]
+    assert calibration["rotation_damage"] is None  # nobody asked
+
+
+@pytest.mark.parametrize(("precision", "left"), [("int8", []), ("float", ["lm_head"]), ("int4", [])])
+def test_lm_head_has_the_precision_that_is_asked_for(tmp_path: Path, precision: str, left: list[str]) -> None:
+    command = ["--model", "demo", "--int8", "--num-samples", "4", "--sample-length", "32", "--lm-head", precision]
+    assert export_main([*command, "--output", str(tmp_path / "bundle")]) == 0
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    for name in ("int8", "int4"):
+        assert manifest["engines"][name]["float_linears"] == left
+        assert manifest["engines"][name]["gate"]["top1_agreement"] > 0.8
+    sizes = {file["path"]: file["bytes"] for file in manifest["files"]}
+    assert (sizes["int4.bin"] > 3.4e6) == (precision != "int4")  # the head has 0.8 M weights
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
