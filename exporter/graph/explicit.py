@@ -39,13 +39,12 @@ class ExplicitW8A8Linear(W8A8Linear):
 
     fallback: Linear = field(default_factory=HalfLinear)
 
+    def _zero_point(self, g: GraphBuilder) -> ir.Value:
+        return g.constant(0, np.int8)
+
     def _multiply(self, g: GraphBuilder, x: ir.Value, scale: ir.Value, weight: ir.Value, weight_scale: ir.Value) -> Any:
-        zero_point = g.constant(0, np.int8)
-        return g.op(
-            "MatMul",
-            g.op("DequantizeLinear", g.op("QuantizeLinear", x, scale, zero_point), scale, zero_point),
-            g.op("DequantizeLinear", weight, weight_scale, axis=1),
-        )
+        activation = g.op("DequantizeLinear", x, scale, self._zero_point(g))
+        return g.op("MatMul", activation, g.op("DequantizeLinear", weight, weight_scale, axis=1))
 
 
 @dataclass(frozen=True)

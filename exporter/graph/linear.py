@@ -83,7 +83,8 @@ class W8A8Linear:
         stored = g.weight(f"{name}.weight", quantized.t().contiguous().numpy())
         weight_scale = g.weight(f"{name}.weight_scale", scales.numpy())
         if activation.scheme == STATIC:
-            y = self._multiply(g, x, g.constant(activation.input_scale, np.float32), stored, weight_scale)
+            scale = g.constant(activation.input_scale, np.float32)
+            y = self._multiply(g, self._quantize(g, x, scale), scale, stored, weight_scale)
         else:
             y = self._multiply_tokens(g, x, stored, weight_scale, activation.scheme == TWO_PARTS)
         return add_bias(g, name, y, bias)
@@ -94,21 +95,26 @@ class W8A8Linear:
         largest = g.op("Max", largest, g.constant(TINY, np.float32))
         step = g.constant(1 / INT8_MAX, np.float32)
         unit = g.op("Div", x, largest)
+        first = self._quantize(g, unit, step)
         if not two_parts:
-            return g.op("Mul", self._multiply(g, unit, step, weight, weight_scale), largest)
-        zero_point = g.constant(0, np.int8)
-        first = g.op("DequantizeLinear", g.op("QuantizeLinear", unit, step, zero_point), step, zero_point)
-        rest = g.op("Mul", g.op("Sub", unit, first), g.constant(SECOND_PART, np.float32))
+            return g.op("Mul", self._multiply(g, first, step, weight, weight_scale), largest)
+        left_over = g.op("Sub", unit, g.op("DequantizeLinear", first, step, self._zero_point(g)))
+        rest = self._quantize(g, left_over, g.constant(1 / INT8_MAX / SECOND_PART, np.float32))
         products = self._multiply(g, g.op("Concat", first, rest, axis=-2), step, weight, weight_scale)
         of_first, of_rest = g.op("Split", products, outputs=2, axis=-2, num_outputs=2)
         both = g.op("Add", of_first, g.op("Mul", of_rest, g.constant(1 / SECOND_PART, np.float32)))
         return g.op("Mul", both, largest)
 
+    def _zero_point(self, g: GraphBuilder) -> ir.Value:
+        return g.constant(128, np.uint8)
+
+    def _quantize(self, g: GraphBuilder, x: ir.Value, scale: ir.Value) -> Any:
+        """The activation as integers."""
+        return g.op("QuantizeLinear", x, scale, self._zero_point(g))
+
     def _multiply(self, g: GraphBuilder, x: ir.Value, scale: ir.Value, weight: ir.Value, weight_scale: ir.Value) -> Any:
-        """The product under one scale; weight int8 [in, out], weight_scale [out]."""
-        zero_point = g.constant(128, np.uint8)
-        quantized = g.op("QuantizeLinear", x, scale, zero_point)
-        return g.op("MatMulIntegerToFloat", *(quantized, weight, scale, weight_scale, zero_point), domain=MICROSOFT)
+        """The product of integers that stand for `scale` each; weight int8 [in, out], weight_scale [out]."""
+        return g.op("MatMulIntegerToFloat", *(x, weight, scale, weight_scale, self._zero_point(g)), domain=MICROSOFT)
 
 
 @dataclass(frozen=True)
