@@ -334,8 +334,8 @@ def test_a_linear_with_two_parts_or_in_float_does_not_become_static() -> None:
     assert with_scheme(chosen, STATIC) == set("abcdefgh")
 
 
-def test_the_default_budgets_are_a_tenth_with_two_parts_and_a_twentieth_in_float() -> None:
-    assert Budget() == DEFAULT_BUDGET == Budget(two_parts=0.1, float=0.05)
+def test_the_default_budgets_are_a_twentieth_each() -> None:
+    assert Budget() == DEFAULT_BUDGET == Budget(two_parts=0.05, float=0.05)
     linears = {f"x{i}": linear(1.0, 10, two_parts=0.5) for i in range(10)} | {f"y{i}": linear(1e-4, 10) for i in range(10)}
     linears |= {f"z{i}": linear(1e-4, 10) for i in range(20)}
     chosen = choose(linears, DEFAULT_BUDGET)
