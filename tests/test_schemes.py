@@ -339,7 +339,7 @@ def test_the_default_budgets_are_a_twentieth_each() -> None:
     linears = {f"x{i}": linear(1.0, 10, two_parts=0.5) for i in range(10)} | {f"y{i}": linear(1e-4, 10) for i in range(10)}
     linears |= {f"z{i}": linear(1e-4, 10) for i in range(20)}
     chosen = choose(linears, DEFAULT_BUDGET)
-    assert len(with_scheme(chosen, TWO_PARTS)) == 4
+    assert len(with_scheme(chosen, TWO_PARTS)) == 2
     assert len(with_scheme(chosen, FLOAT)) == 2
 
 
