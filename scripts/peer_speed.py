@@ -5,7 +5,7 @@ usage: peer_speed.py SYSTEM MODEL BUNDLE PROMPTS.jsonl [--lookup] [--max-new-tok
 | SYSTEM | MODEL | needs |
 |---|---|---|
 | transformers | the checkpoint's folder; float32 | torch, transformers |
-| llama.cpp | a .gguf file | CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python |
+| llama.cpp | a .gguf file | llama-cpp-python, built for this machine (CMAKE_ARGS=-DGGML_NATIVE=ON, --no-binary) |
 | onnxruntime-genai | a folder of its model builder, e.g. `-p int4 -e cpu` | onnxruntime-genai |
 
 BUNDLE is one of the same model: its tokenizer and chat template make the token ids, so that all read the same. --lookup is the
