@@ -18,3 +18,9 @@ PRODUCERS = {
     "mlp.up_proj": "mlp.down_proj",
 }
 """Modules whose output channels are the input channels of a group, so that a scale can be folded into them."""
+
+
+def locate(module: str) -> tuple[str, str, str | None]:
+    """(prefix of its layer, name within the layer, group that it belongs to) of a module such as `model.layers.0.mlp.up_proj`."""
+    *layer, name = module.split(".", 3)
+    return ".".join(layer), name, next((group for group, linears in GROUPS.items() if name in linears), None)

@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from quasar.calibration.groups import GROUPS, LM_HEAD, PRODUCERS
+from quasar.calibration.groups import LM_HEAD, PRODUCERS, locate
 from quasar.calibration.source import TensorSource
 
 CHUNK_VALUES = 1 << 22
@@ -65,7 +65,6 @@ def _norm_before(module: str) -> str:
     """The RMSNorm of the residual stream that a linear reads; empty where it reads something else."""
     if module == LM_HEAD:
         return "model.norm"
-    *layer, name = module.split(".", 3)
-    group = next((group for group, linears in GROUPS.items() if name in linears), None)
+    prefix, _, group = locate(module)
     norm = next((norm for norm, reader in PRODUCERS.items() if reader == group and norm.endswith("layernorm")), None)
-    return ".".join([*layer, norm]) if norm else ""
+    return f"{prefix}.{norm}" if norm else ""

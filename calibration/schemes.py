@@ -21,6 +21,8 @@ PER_TOKEN: Scheme = "per-token"
 STATIC: Scheme = "static"
 TWO_PARTS: Scheme = "per-token-16"
 FLOAT: Scheme = "float"
+SEARCHED: tuple[Scheme, ...] = (PER_TOKEN, STATIC, TWO_PARTS)
+"""The schemes that a search measures, the one to begin with first."""
 
 DAMAGED = 0.005
 """Relative error energy of a hidden state above which a linear counts as ruined; a healthy one does 1e-6 to 1e-4."""

@@ -21,7 +21,7 @@ from quasar.calibration.quantize import (
     fake_quantize_tokens,
     fake_quantize_tokens_twice,
 )
-from quasar.calibration.schemes import PER_TOKEN, STATIC, TWO_PARTS, Option, Scheme
+from quasar.calibration.schemes import PER_TOKEN, SEARCHED, STATIC, Option, Scheme
 from quasar.calibration.smoothquant import smoothing_scale, static_scale
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
@@ -127,7 +127,7 @@ def search(
     activation_max: torch.Tensor,
     weight_max: torch.Tensor,
     alphas: Sequence[float | None] = COARSE,
-    schemes: Collection[Scheme] = (PER_TOKEN, STATIC, TWO_PARTS),
+    schemes: Collection[Scheme] = SEARCHED,
 ) -> dict[Scheme, Option]:
     """The best option of each scheme, in the order of `schemes`.
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from quasar.calibration.groups import GROUPS, LM_HEAD, PRODUCERS
+from quasar.calibration.groups import LM_HEAD, PRODUCERS, locate
 from quasar.calibration.quantize import INT8_MAX, TINY
 from quasar.calibration.source import TensorSource
 
@@ -78,8 +78,6 @@ def _groups(module: str) -> tuple[str, str]:
     """(group whose input this module makes, group that this module belongs to); empty where there is none."""
     if module in (LM_HEAD, "model.norm"):
         return (LM_HEAD, "") if module == "model.norm" else ("", LM_HEAD)
-    *layer, name = module.split(".", 3)
-    prefix = ".".join(layer)
-    reads = next((group for group, linears in GROUPS.items() if name in linears), None)
+    prefix, name, reads = locate(module)
     produces = PRODUCERS.get(name)
     return (f"{prefix}.{produces}" if produces else "", f"{prefix}.{reads}" if reads else "")

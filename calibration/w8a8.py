@@ -12,9 +12,7 @@ from quasar.calibration.groups import GROUPS, LM_HEAD
 from quasar.calibration.observe import Hidden
 from quasar.calibration.schemes import (
     DEFAULT_BUDGET,
-    PER_TOKEN,
-    STATIC,
-    TWO_PARTS,
+    SEARCHED,
     Budget,
     Linear,
     Option,
@@ -44,7 +42,7 @@ class Recipe:
     query_groups: int
     head_dim: int
     alphas: Sequence[float | None] = COARSE
-    schemes: Collection[Scheme] = (PER_TOKEN, STATIC, TWO_PARTS)
+    schemes: Collection[Scheme] = SEARCHED
     budget: Budget = DEFAULT_BUDGET
     lm_head: bool = True
 

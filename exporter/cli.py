@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quasar.calibration.schemes import PER_TOKEN, STATIC, TWO_PARTS, Budget, Scheme
+from quasar.calibration.schemes import DEFAULT_BUDGET, PER_TOKEN, SEARCHED, STATIC, TWO_PARTS, Budget, Scheme
 from quasar.engines.command import EXIT_CODES, run_command
 from quasar.engines.errors import UsageError
 from quasar.engines.manifest import BACKENDS, ONNXRUNTIME, Manifest
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: --help and w
 GIB = 1 << 30
 MOST_GIB = 1 << 16
 SCALES: dict[str, tuple[Scheme, ...]] = {
-    "auto": (PER_TOKEN, STATIC, TWO_PARTS),
+    "auto": SEARCHED,
     "per-token": (PER_TOKEN, TWO_PARTS),
     "static": (STATIC,),
 }
@@ -62,12 +62,12 @@ def parser() -> argparse.ArgumentParser:
         help="of int8 activations: per token, static, or whichever a linear takes without more damage (default: auto)",
     )  # fmt: skip
     p.add_argument(
-        *("--int16-budget",), type=float, default=0.05, metavar="SHARE",
-        help="share of the weights whose activations may have 16 bits where 8 hurt most (default: 0.05)",
+        *("--int16-budget",), type=float, default=DEFAULT_BUDGET.two_parts, metavar="SHARE",
+        help="share of the weights whose activations may have 16 bits where 8 hurt most (default: %(default)s)",
     )  # fmt: skip
     p.add_argument(
-        *("--float-budget",), type=float, default=0.05, metavar="SHARE",
-        help="share of the weights that may stay float where int8 ruins a linear (default: 0.05)",
+        *("--float-budget",), type=float, default=DEFAULT_BUDGET.float, metavar="SHARE",
+        help="share of the weights that may stay float where int8 ruins a linear (default: %(default)s)",
     )  # fmt: skip
     p.add_argument(
         *("--rotation",), choices=("auto", "on", "off"), default="auto",

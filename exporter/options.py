@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from quasar.calibration.schemes import DEFAULT_BUDGET, PER_TOKEN, STATIC, TWO_PARTS, Budget, Scheme
+from quasar.calibration.schemes import DEFAULT_BUDGET, SEARCHED, Budget, Scheme
 from quasar.calibration.search import COARSE
 from quasar.engines.errors import UsageError
 from quasar.engines.tensorrt_build import BuildOptions, check_precisions
@@ -49,7 +49,7 @@ class ExportOptions:
     samples: int = 32
     sample_length: int = 256
     alphas: tuple[float | None, ...] = COARSE
-    schemes: tuple[Scheme, ...] = (PER_TOKEN, STATIC, TWO_PARTS)
+    schemes: tuple[Scheme, ...] = SEARCHED
     budget: Budget = DEFAULT_BUDGET
     rotation: str = "auto"
     max_length: int | None = None
