@@ -8,8 +8,6 @@ from quasar.calibration.groups import LM_HEAD
 from quasar.calibration.schemes import FLOAT, PER_TOKEN, TWO_PARTS, Scheme
 from quasar.calibration.smoothquant import Smoothed
 from quasar.calibration.source import TensorSource
-from quasar.exporter.architecture import Architecture
-from quasar.exporter.checkpoint import Checkpoint
 from quasar.exporter.graph.explicit import HalfLinear, explicit_form
 from quasar.exporter.graph.linear import (
     Activation,
@@ -20,6 +18,8 @@ from quasar.exporter.graph.linear import (
     SwitchedBlockLinear,
     W8A8Linear,
 )
+from quasar.exporter.model.architecture import Architecture
+from quasar.exporter.model.checkpoint import Checkpoint
 from quasar.exporter.quantized import Quantized
 
 EMBEDDING = "embedding"

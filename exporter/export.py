@@ -30,18 +30,18 @@ from quasar.exporter.blueprint import (
     model_engine,
     switched_int4_engine,
 )
-from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.draft import ModelDraft, PrunedDraft
-from quasar.exporter.draft_model import check_draft, fit_vocabulary, open_draft
 from quasar.exporter.failure import kept_on_failure
 from quasar.exporter.gate import THRESHOLDS, Figures, judge, thresholds_of
+from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
+from quasar.exporter.model.draft_model import check_draft, fit_vocabulary, open_draft
+from quasar.exporter.model.tokenizer import copy_tokenizer, encode_messages, open_tokenizer, stop_token_ids_of
 from quasar.exporter.options import ExportOptions
 from quasar.exporter.plan_gate import gate_plans, open_plan_graph
 from quasar.exporter.plans import PlanGraph, build_plans
 from quasar.exporter.progress import Progress
 from quasar.exporter.quantized import Quantized, Wanted, quantize
 from quasar.exporter.reference import Reference
-from quasar.exporter.tokenizer import copy_tokenizer, encode_messages, open_tokenizer, stop_token_ids_of
 from quasar.exporter.writer import write_engines
 
 PACKAGES = ("quasar-toolchain", "onnxruntime", "tensorrt", "tensorrt-rtx", "onnx-ir", "torch", "transformers", "tokenizers")

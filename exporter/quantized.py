@@ -17,7 +17,7 @@ from quasar.calibration.rotation import Rotated
 from quasar.calibration.rotation_gain import RotationGain, measure_rotation
 from quasar.calibration.source import TensorSource
 from quasar.calibration.w8a8 import Choices, Recipe, W8A8Search
-from quasar.exporter.architecture import Architecture
+from quasar.exporter.model.architecture import Architecture
 from quasar.exporter.options import ExportOptions
 from quasar.exporter.progress import Progress
 

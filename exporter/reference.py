@@ -21,8 +21,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from quasar.engines.engine import Engine
 from quasar.engines.errors import UsageError, first_line
-from quasar.exporter.checkpoint import Checkpoint
 from quasar.exporter.gate import Figures, compare
+from quasar.exporter.model.checkpoint import Checkpoint
 from quasar.exporter.progress import Progress
 
 RESIDENT = 1 << 30

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from quasar.exporter.checkpoint import open_checkpoint
+from quasar.exporter.model.checkpoint import open_checkpoint
 from quasar.runtime import Model, SamplingParams, load
 
 NEAR_TIE = 0.1

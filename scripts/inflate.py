@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from quasar.exporter.architecture import Architecture
-from quasar.exporter.checkpoint import CONFIG_MAPPING, Checkpoint, open_checkpoint
+from quasar.exporter.model.architecture import Architecture
+from quasar.exporter.model.checkpoint import CONFIG_MAPPING, Checkpoint, open_checkpoint
 
 FILLING = 1e-6
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from quasar.exporter.architecture import Architecture
-from quasar.exporter.checkpoint import CONFIG_MAPPING
+from quasar.exporter.model.architecture import Architecture
+from quasar.exporter.model.checkpoint import CONFIG_MAPPING
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ def timed(call: Callable[[], Any]) -> float:
 
 def weight_bytes(work: Path) -> dict[str, float]:
     """Bytes that a step reads: every linear, but only one row of the embedding."""
-    from quasar.exporter.checkpoint import open_checkpoint
+    from quasar.exporter.model.checkpoint import open_checkpoint
 
     architecture = open_checkpoint(str(work / "model")).architecture
     weights = architecture.vocab_size * architecture.hidden_size

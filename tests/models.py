@@ -18,10 +18,10 @@ from quasar.calibration.groups import GROUPS
 from quasar.calibration.source import TensorSource
 from quasar.engines.manifest import EngineEntry
 from quasar.engines.onnxruntime import OnnxEngine
-from quasar.exporter.checkpoint import Checkpoint
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.decoder import AttentionForm, Decoder
 from quasar.exporter.graph.linear import FloatLinear, Linear
+from quasar.exporter.model.checkpoint import Checkpoint
 
 DEMO = Path(quasar.exporter.__path__[0]) / "demo"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")

@@ -16,8 +16,8 @@ from quasar.engines.engine import Engine, Scores
 from quasar.engines.manifest import EngineEntry, PlanProfile
 from quasar.engines.onnxruntime import OnnxEngine
 from quasar.engines.tensorrt import TensorRtEngine
-from quasar.exporter.checkpoint import open_checkpoint
 from quasar.exporter.graph.explicit import HalfLinear
+from quasar.exporter.model.checkpoint import open_checkpoint
 
 REBUILD = "quasar-export --rebuild BUNDLE --backend tensorrt"
 

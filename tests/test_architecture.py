@@ -19,8 +19,8 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from quasar.engines.errors import UsageError
-from quasar.exporter.architecture import Architecture, Rope
-from quasar.exporter.graph.rope import attention_factor, inverse_frequencies, rotary_tables
+from quasar.exporter.model.architecture import Architecture, Rope
+from quasar.exporter.model.rope import attention_factor, inverse_frequencies, rotary_tables
 
 TINY: dict[str, Any] = {
     "vocab_size": 40,

@@ -29,7 +29,7 @@ from quasar.calibration.smoothquant import channel_max, share_between_query_head
 from quasar.calibration.source import TensorSource
 from quasar.calibration.w8a8 import Choices, Recipe, W8A8Search
 from quasar.engines.errors import UsageError
-from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
+from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.options import ExportOptions
 from quasar.exporter.quantized import Quantized, Wanted, quantize
 

@@ -11,11 +11,11 @@ from models import FAMILIES, forward, make_checkpoint, nearest_blocks, reference
 from quasar.calibration.four_bit import SIZES
 from quasar.engines.bundle import open_bundle
 from quasar.engines.errors import QuasarError
-from quasar.exporter.checkpoint import open_checkpoint
 from quasar.exporter.cli import main as export_main
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.explicit import HalfLinear
 from quasar.exporter.graph.linear import BlockLinear, HalfBlockLinear
+from quasar.exporter.model.checkpoint import open_checkpoint
 from quasar.runtime import SamplingParams, load
 
 

@@ -24,12 +24,12 @@ from quasar.calibration.pruning import PROBE_LENGTH, PROBE_TOKENS, ROUNDS, Pruni
 from quasar.engines.bundle import open_bundle
 from quasar.engines.errors import UsageError
 from quasar.engines.onnxruntime import OnnxEngine
-from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.cli import main as export_main
 from quasar.exporter.draft import ModelDraft, PrunedDraft, parse_drafts
-from quasar.exporter.draft_model import FittedVocabulary, fit_vocabulary
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.decoder import AttentionForm
+from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
+from quasar.exporter.model.draft_model import FittedVocabulary, fit_vocabulary
 from quasar.runtime.cli import main as generate_main
 
 Capture = pytest.CaptureFixture[str]

@@ -9,9 +9,9 @@ import pytest
 from models import FAMILIES, forward, make_checkpoint, reference_logits, write_engine
 
 from quasar.calibration.observe import FloatModel
-from quasar.exporter.checkpoint import open_checkpoint
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.decoder import AttentionForm
+from quasar.exporter.model.checkpoint import open_checkpoint
 
 TOLERANCE = 2e-5
 

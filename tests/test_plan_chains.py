@@ -23,7 +23,7 @@ from quasar.engines.onnxruntime import OnnxEngine
 from quasar.engines.tensorrt import TensorRtEngine
 from quasar.engines.tensorrt_build import plan_profiles
 from quasar.exporter.blueprint import float_engine, int4_engine, int8_engine
-from quasar.exporter.checkpoint import open_checkpoint
+from quasar.exporter.model.checkpoint import open_checkpoint
 from quasar.exporter.options import ExportOptions
 from quasar.exporter.quantized import Wanted, quantize
 from quasar.exporter.writer import PlanGraph, write_engines

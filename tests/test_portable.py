@@ -18,10 +18,10 @@ from quasar.calibration.groups import GROUPS
 from quasar.calibration.quantize import fake_quantize_rows
 from quasar.calibration.schemes import PER_TOKEN, STATIC, TWO_PARTS
 from quasar.engines.onnxruntime import OnnxEngine
-from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.explicit import ExplicitBlockLinear, ExplicitW8A8Linear, HalfLinear
 from quasar.exporter.graph.linear import Activation, FloatLinear, W8A8Linear
+from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 
 TOLERANCE = 2e-5
 

@@ -27,11 +27,11 @@ from quasar.calibration.schemes import FLOAT, PER_TOKEN, STATIC, TWO_PARTS, Sche
 from quasar.calibration.smoothquant import Smoothed
 from quasar.calibration.source import TensorSource
 from quasar.calibration.w8a8 import Choices, Recipe, W8A8Search
-from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.cli import main as export_main
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.explicit import ExplicitW8A8Linear
 from quasar.exporter.graph.linear import Activation, Linear, W8A8Linear
+from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 
 
 def run_linear(folder: Path, linear: Linear, x: np.ndarray, weight: torch.Tensor, bias: torch.Tensor | None) -> np.ndarray:

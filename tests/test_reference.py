@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from quasar.engines.errors import UsageError
 from quasar.exporter import reference
-from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.cli import main as export_main
+from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.reference import Reference
 
 SEQUENCES = [list(range(5, 60)), list(range(90, 60, -1)), [7, 8]]

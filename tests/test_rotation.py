@@ -28,7 +28,7 @@ from quasar.calibration.rotation_gain import (
 )
 from quasar.calibration.source import TensorSource
 from quasar.calibration.w8a8 import Recipe
-from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
+from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 
 WIDTHS = [1, 2, 3, 15, 61, 64, 97, 512, 576]
 

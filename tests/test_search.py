@@ -35,7 +35,7 @@ from quasar.calibration.search import (
     search,
 )
 from quasar.calibration.smoothquant import channel_max, smoothing_scale, static_scale
-from quasar.exporter.checkpoint import open_checkpoint
+from quasar.exporter.model.checkpoint import open_checkpoint
 
 ALL: tuple[Scheme, ...] = (PER_TOKEN, STATIC, TWO_PARTS)
 ACTIVATION_MAX, WEIGHT_MAX = torch.tensor([16.0, 16.0]), torch.tensor([4.0, 4.0])

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_ir as ir
 
-from quasar.exporter.architecture import Architecture
 from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
-from quasar.exporter.graph.rope import rotary_tables
+from quasar.exporter.model.architecture import Architecture
+from quasar.exporter.model.rope import rotary_tables
 
 
 class Attention(Protocol):

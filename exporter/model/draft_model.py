@@ -10,10 +10,10 @@ import torch
 
 from quasar.calibration.source import TensorSource
 from quasar.engines.errors import UsageError
-from quasar.exporter.architecture import Architecture
-from quasar.exporter.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.draft import ModelDraft
-from quasar.exporter.tokenizer import copy_tokenizer, open_tokenizer
+from quasar.exporter.model.architecture import Architecture
+from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
+from quasar.exporter.model.tokenizer import copy_tokenizer, open_tokenizer
 from quasar.runtime.tokenizer import Tokenizer
 
 VOCABULARY_TENSORS = ("model.embed_tokens.weight", "lm_head.weight")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quasar.engines.errors import BundleError, UsageError
-from quasar.exporter.checkpoint import Checkpoint, read_json
+from quasar.exporter.model.checkpoint import Checkpoint, read_json
 from quasar.runtime.tokenizer import Tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from quasar.exporter.architecture import Rope
+from quasar.exporter.model.architecture import Rope
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> np.ndarray:

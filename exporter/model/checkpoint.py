@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import CONFIG_MAPPING, logging
 
-from quasar.engines.errors import UsageError, first_line
-from quasar.exporter.architecture import SUPPORTED, Architecture
+from quasar.engines.errors import UsageError
+from quasar.exporter.model.architecture import SUPPORTED, Architecture
+from quasar.exporter.model.location import locate, model_id
 
 logging.set_verbosity_error()  # what is wrong is said in one line, by us
 
@@ -22,26 +22,6 @@ PANGU = "pangu"
 FAMILIES = {"qwen3": "qwen3", "qwen2": "qwen2", "llama": "llama", "mistral": "mistral", "PanguEmbedded": PANGU}
 """`model_type` of the configuration -> family."""
 
-ALIASES = {
-    "qwen3": "Qwen/Qwen3-0.6B",
-    "qwen3:0.6b": "Qwen/Qwen3-0.6B",
-    "qwen3:1.7b": "Qwen/Qwen3-1.7B",
-    "qwen3:4b": "Qwen/Qwen3-4B",
-    "qwen3:8b": "Qwen/Qwen3-8B",
-    "qwen3:14b": "Qwen/Qwen3-14B",
-    "qwen2.5": "Qwen/Qwen2.5-0.5B-Instruct",
-    "qwen2.5:0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
-    "qwen2.5:1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
-    "qwen2.5:7b": "Qwen/Qwen2.5-7B-Instruct",
-    "llama3.2": "meta-llama/Llama-3.2-1B-Instruct",
-    "llama3.2:1b": "meta-llama/Llama-3.2-1B-Instruct",
-    "llama3.2:3b": "meta-llama/Llama-3.2-3B-Instruct",
-    "llama3.1:8b": "meta-llama/Llama-3.1-8B-Instruct",
-    "mistral": "mistralai/Mistral-7B-Instruct-v0.3",
-    "openpangu": "FreedomIntelligence/openPangu-Embedded-7B-V1.1",
-}
-DEMO = "demo"
-FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 
 
@@ -93,47 +73,12 @@ def open_checkpoint(model: str, revision: str | None = None, asked: str | None =
     Raises:
         UsageError: it is not there, not supported, or not whole.
     """
-    path = _locate(model, revision, asked or f"--model {model}")
+    path = locate(model, revision, asked or f"--model {model}")
     config, family = _read_config(path)
     architecture = Architecture.from_config(config, family)
     shards = _find_shards(path)
     _check_tensors(path, architecture, shards)
-    model_id = model if model == DEMO else _model_id(model, path)
-    return Checkpoint(path, model_id, revision, config, architecture, family != PANGU, shards)
-
-
-def _locate(model: str, revision: str | None, asked: str) -> Path:
-    if model == DEMO:
-        return Path(str(resources.files("quasar.exporter") / "demo"))
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise UsageError(f"{asked}: no such folder; give a checkpoint folder, a Hugging Face id or an alias")
-    if model not in ALIASES and "/" not in model:
-        raise UsageError(
-            f"{asked}: neither a folder nor a known alias ({', '.join([DEMO, *ALIASES])}); "
-            "a Hugging Face id has the form owner/name"
-        )
-    return _download(ALIASES.get(model, model), revision, asked)
-
-
-def _download(repo_id: str, revision: str | None, asked: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES)))
-    except Exception as error:  # every kind of network, permission and cache failure
-        raise UsageError(
-            f"{asked}: {repo_id} cannot be downloaded ({first_line(error)}); check the name and the connection, "
-            "log in with `hf auth login` if it is gated, or give a local folder"
-        ) from None
-
-
-def _model_id(model: str, path: Path) -> str:
-    if Path(model).expanduser().is_dir():
-        return path.resolve().name
-    return ALIASES.get(model, model)
+    return Checkpoint(path, model_id(model, path), revision, config, architecture, family != PANGU, shards)
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:

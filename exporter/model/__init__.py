@@ -1,0 +1,1 @@
+"""A model: its checkpoint, its architecture, its tokenizer."""
