@@ -62,6 +62,11 @@ class Tokenizer:
         return found
 
     @property
+    def special_tokens(self) -> list[str]:
+        """Texts of the tokens that are left out of decoded text."""
+        return [token.content for token in self._file.get_added_tokens_decoder().values() if token.special]
+
+    @property
     def eos_token(self) -> str | None:
         """The end token that the tokenizer's configuration names."""
         return _token_text(self._config.get("eos_token"))
