@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def _run(argv: Sequence[str] | None) -> int:
     options = TritonOptions(args.repository, name, settings, args.instances, args.copy, args.share_weights, args.verify)
     output, _ = write_model(args.bundle, options)
     print(f"{output}: {args.instances} instance(s); {output / 'README.md'} says how to start a server with it")
-    print(f"try: tritonserver --model-repository={args.repository.resolve()}")
+    print(f"try: tritonserver --model-repository={shlex.quote(str(args.repository.resolve()))}")
     return 0
 
 
