@@ -13,6 +13,7 @@ from typing import Any, overload
 from quasar.engines.bundle import Bundle, open_bundle
 from quasar.engines.engine import Engine
 from quasar.engines.errors import BundleError, QuasarError, UsageError
+from quasar.runtime.arrays import Array, is_array, one_prompt, plain
 from quasar.runtime.chain import ChainSpec, build_chain, parse_chain
 from quasar.runtime.engine_pool import EnginePool
 from quasar.runtime.execution import Execution
@@ -22,8 +23,8 @@ from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.tokenizer import Message, Tokenizer
 
 DraftLength = int | Many[int | None] | None
-Prompt = str | Many[int] | Many[Message]
-"""Text, token ids, or chat messages."""
+Prompt = str | Many[int] | Array | Many[Message]
+"""Text, token ids (also as an array [N] or [1, N]), or chat messages."""
 
 
 @dataclass(frozen=True)
@@ -233,10 +234,11 @@ class Model:
             ids = self.tokenizer.encode(prompt)
         elif _is_chat(prompt):
             ids = self.tokenizer.encode_chat(prompt)
-        elif isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__iter__"):
+        elif isinstance(prompt, (bytes, Mapping)) or not (hasattr(prompt, "__iter__") or is_array(prompt)):
             raise UsageError(f"the prompt is {type(prompt).__name__}; give text, token ids or a list of messages")
         else:
-            ids = [_token_id(part, self.vocab_size) for part in prompt]
+            parts = one_prompt(prompt) if is_array(prompt) else prompt
+            ids = [_token_id(plain(part), self.vocab_size) for part in parts]
         if not ids:
             raise UsageError("the prompt is empty; at least one token is needed")
         if len(ids) >= self.max_length:
@@ -255,7 +257,7 @@ def _is_many(prompt: Any) -> bool:
     """Whether this is a list of prompts rather than one."""
     if not isinstance(prompt, (list, tuple)) or not prompt:
         return False
-    return all(isinstance(part, str) or (not isinstance(part, Mapping) and hasattr(part, "__len__")) for part in prompt)
+    return all(isinstance(part, str) or (not isinstance(part, Mapping) and hasattr(plain(part), "__len__")) for part in prompt)
 
 
 def _is_chat(prompt: Any) -> bool:
