@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def open_bundle(root: str | os.PathLike[str], verify: bool = False) -> Bundle:
     if root.is_file():
         raise UsageError(f"{root}: a file, not a bundle; give the directory that quasar-export wrote")
     if not root.is_dir():
-        raise UsageError(f"{root}: no such bundle; write one with quasar-export --output {root}")
+        raise UsageError(f"{root}: no such bundle; write one with quasar-export --output {shlex.quote(str(root))}")
     try:
         text = (root / MANIFEST).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -35,6 +35,7 @@ from quasar.exporter.gate import THRESHOLDS, Figures, judge, thresholds_of
 from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.model.draft_model import check_draft, fit_vocabulary, open_draft
 from quasar.exporter.model.float_layer import float_model
+from quasar.exporter.model.generation_config import sampling_defaults
 from quasar.exporter.model.tokenizer import encode_messages, open_tokenizer, stop_token_ids_of, write_tokenizer
 from quasar.exporter.options import ExportOptions
 from quasar.exporter.plan_gate import gate_plans, open_plan_graph
@@ -81,6 +82,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
         write_tokenizer(checkpoint, root / TOKENIZER)
         tokenizer = open_tokenizer(checkpoint, root / TOKENIZER)
         stop_token_ids = stop_token_ids_of(checkpoint, tokenizer)
+        sampling = sampling_defaults(checkpoint.path)
         for draft, opened in drafts.items():
             check_draft(draft, opened, tokenizer, max_length)
         prompts = load_prompts(
@@ -125,6 +127,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
                 name: dataclasses.asdict(thresholds_of(name, options.provider)) for name in figures if name in THRESHOLDS
             },
             versions=_versions(),
+            sampling=sampling,
         )
         write_manifest(root, manifest)
     return ExportResult(options.output, manifest, missed, unrun)

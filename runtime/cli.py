@@ -15,7 +15,13 @@ from quasar.engines.errors import UsageError
 from quasar.engines.rows import json_rows, read_text
 from quasar.runtime.generate import Model, load
 from quasar.runtime.generation import Generation, Result
-from quasar.runtime.options import add_loading_options, add_sampling_options, parse_draft_length, sampling_params
+from quasar.runtime.options import (
+    add_generation_config_option,
+    add_loading_options,
+    add_sampling_options,
+    parse_draft_length,
+    sampling_options,
+)
 from quasar.runtime.sampling import SamplingParams
 
 
@@ -34,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
         help="e.g. 'prompt-lookup > int8 > float', or plain, quasar, lossless, qspec (default: the bundle's own)",
     )
     p.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
-    add_sampling_options(p)
+    add_sampling_options(p, of_bundle=True)
+    add_generation_config_option(p)
     p.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     p.add_argument("--logprobs", type=int, metavar="N", help="with --json: log-probabilities of the new tokens and N others")
     p.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
@@ -130,7 +137,7 @@ def _run(argv: Sequence[str] | None) -> int:
         raise UsageError("give either PROMPT or --token-ids")
     if args.raw and args.prompt is None:
         raise UsageError("--raw goes with a PROMPT: token ids have no template, and a chat needs one")
-    params = sampling_params(args, max_new_tokens=args.max_new_tokens, stop=tuple(args.stop), logprobs=args.logprobs)
+    sampling = sampling_options(args, max_new_tokens=args.max_new_tokens, stop=tuple(args.stop), logprobs=args.logprobs)
     if args.logprobs is not None and not args.json:
         raise UsageError("--logprobs goes with --json")
     rows = _read_rows(args.token_ids) if args.token_ids else None
@@ -144,7 +151,9 @@ def _run(argv: Sequence[str] | None) -> int:
         draft_length=parse_draft_length(args.draft_length),
         batch_invariant=args.batch_invariant,
         acceptance=args.acceptance,
+        generation_config=args.generation_config,
     ) as model:
+        params = model.sampling_params(**sampling)
         if rows is not None:
             for number, ids in enumerate(rows, start=1):
                 try:

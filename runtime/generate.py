@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -13,7 +13,9 @@ from typing import Any, overload
 from quasar.engines.bundle import Bundle, open_bundle
 from quasar.engines.engine import Engine
 from quasar.engines.errors import BundleError, QuasarError, UsageError
+from quasar.runtime.arrays import Array, is_array, one_prompt, plain
 from quasar.runtime.chain import ChainSpec, build_chain, parse_chain
+from quasar.runtime.defaults import GenerationConfig, default_params
 from quasar.runtime.engine_pool import EnginePool
 from quasar.runtime.execution import Execution
 from quasar.runtime.generation import Generation, Result
@@ -22,8 +24,8 @@ from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.tokenizer import Message, Tokenizer
 
 DraftLength = int | Many[int | None] | None
-Prompt = str | Many[int] | Many[Message]
-"""Text, token ids, or chat messages."""
+Prompt = str | Many[int] | Array | Many[Message]
+"""Text, token ids (also as an array [N] or [1, N]), or chat messages."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def load(
     batch_invariant: bool = False,
     acceptance: Acceptance = "matching",
     prepacked: Path | None = None,
+    generation_config: GenerationConfig = "auto",
 ) -> Model:
     """Load a bundle for generation.
 
@@ -69,6 +72,8 @@ def load(
         acceptance: `matching`: sampled output is the same for every chain that ends in the same engine, and for every draft
             length. `rejection`: accepts more of a sampled draft, but the output is only the same in distribution.
         prepacked: a folder of `quasar.engines.prepacked`, from which processes share weights.
+        generation_config: `auto`: where the caller sets no parameters, sampling is as the model's authors chose, which the
+            bundle carries. `off`: it is greedy.
 
     Raises:
         UsageError: no such bundle, chain, engine or provider.
@@ -79,10 +84,11 @@ def load(
     lengths = draft_lengths(spec, draft_length)
     if acceptance not in ACCEPTANCES:
         raise UsageError(f"acceptance is {acceptance!r}; it must be one of {', '.join(ACCEPTANCES)}")
+    defaults = default_params(opened, generation_config)
     pool = EnginePool(opened, Execution(backend, provider, threads, batch_invariant, prepacked))
     pool.check(spec)
     tokenizer = Tokenizer(opened.tokenizer_folder(), opened.engine(spec.law).vocab_size)
-    return Model(pool, tokenizer, spec, lengths, acceptance)
+    return Model(pool, tokenizer, spec, lengths, acceptance, defaults)
 
 
 def choose_chain(bundle: Bundle, chain: str | None) -> ChainSpec:
@@ -126,7 +132,13 @@ class Model:
     """A loaded bundle with a chain. One generation runs at a time. Use it as a context manager, or close it."""
 
     def __init__(
-        self, pool: EnginePool, tokenizer: Tokenizer, chain: ChainSpec, lengths: Many[int | None], acceptance: Acceptance
+        self,
+        pool: EnginePool,
+        tokenizer: Tokenizer,
+        chain: ChainSpec,
+        lengths: Many[int | None],
+        acceptance: Acceptance,
+        defaults: SamplingParams = SamplingParams(),  # noqa: B008  it is frozen
     ) -> None:
         self._pool = pool
         self.bundle = pool.bundle
@@ -134,6 +146,7 @@ class Model:
         self.chain = chain
         self._lengths = lengths
         self.acceptance = acceptance
+        self._defaults = defaults
         slots = pool.slots(chain)
         self.engines: dict[str, Engine] = {name: slot.engine for name, slot in slots.items()}
         self.verifier = build_chain(chain, slots, lengths)
@@ -161,11 +174,19 @@ class Model:
         """
         if not self.engines:
             raise QuasarError("the model is closed; load it again")
-        return Model(self._pool.sibling(), self.tokenizer, self.chain, self._lengths, self.acceptance)
+        return Model(self._pool.sibling(), self.tokenizer, self.chain, self._lengths, self.acceptance, self._defaults)
 
     def forget(self) -> None:
         """Forget earlier answers, of which `suffix-pool` makes proposals."""
         self.verifier.forget()
+
+    def sampling_params(self, **changes: Any) -> SamplingParams:
+        """The parameters that hold where none are given, with `changes` on top, by the names of `SamplingParams`.
+
+        Raises:
+            UsageError: a value that has no meaning.
+        """
+        return replace(self._defaults, **changes)
 
     @overload
     def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> Result: ...  # type: ignore[overload-overlap]
@@ -179,7 +200,8 @@ class Model:
     ) -> Result | list[Result]:
         """Answer a prompt: text, token ids, or chat messages. A list of prompts gives a list of results, one by one.
 
-        Text is taken as it is; only messages go through the chat template.
+        Text is taken as it is; only messages go through the chat template. Without `params` the bundle's defaults hold; with
+        them, nothing of the bundle does.
 
         Raises:
             UsageError: the prompt is empty, does not fit the context, or holds ids outside the vocabulary.
@@ -223,7 +245,7 @@ class Model:
             raise UsageError(f"params is {type(params).__name__}; give SamplingParams")
         if not self.engines:
             raise QuasarError("the model is closed; load it again")
-        generation = Generation(self, list(prompt.ids), params or SamplingParams(), reuse_cache, prompt.continued)
+        generation = Generation(self, list(prompt.ids), params or self._defaults, reuse_cache, prompt.continued)
         self._pool.user = generation
         return generation
 
@@ -233,10 +255,11 @@ class Model:
             ids = self.tokenizer.encode(prompt)
         elif _is_chat(prompt):
             ids = self.tokenizer.encode_chat(prompt)
-        elif isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__iter__"):
+        elif isinstance(prompt, (bytes, Mapping)) or not (hasattr(prompt, "__iter__") or is_array(prompt)):
             raise UsageError(f"the prompt is {type(prompt).__name__}; give text, token ids or a list of messages")
         else:
-            ids = [_token_id(part, self.vocab_size) for part in prompt]
+            parts = one_prompt(prompt) if is_array(prompt) else prompt
+            ids = [_token_id(plain(part), self.vocab_size) for part in parts]
         if not ids:
             raise UsageError("the prompt is empty; at least one token is needed")
         if len(ids) >= self.max_length:
@@ -255,7 +278,7 @@ def _is_many(prompt: Any) -> bool:
     """Whether this is a list of prompts rather than one."""
     if not isinstance(prompt, (list, tuple)) or not prompt:
         return False
-    return all(isinstance(part, str) or (not isinstance(part, Mapping) and hasattr(part, "__len__")) for part in prompt)
+    return all(isinstance(part, str) or (not isinstance(part, Mapping) and hasattr(plain(part), "__len__")) for part in prompt)
 
 
 def _is_chat(prompt: Any) -> bool:

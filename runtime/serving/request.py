@@ -76,7 +76,7 @@ def read_request(model: Model, tensors: Tensors, parameters: Mapping[str, Any] |
     prompt = _read_prompt(model, values)
     return Order(
         prompt=prompt,
-        params=_sampling(values),
+        params=_sampling(model, values),
         echo="" if _flag(values, "exclude_input_in_output", True) else _prompt_text(model, values, prompt),
         stream=_flag(values, "stream", False),
         count_input=_flag(values, "return_num_input_tokens", False),
@@ -141,12 +141,12 @@ def _prompt_text(model: Model, values: Mapping[str, list[Any]], prompt: ReadProm
     return values["text_input"][0] if "text_input" in values else model.tokenizer.decode(prompt.ids)
 
 
-def _sampling(values: Mapping[str, list[Any]]) -> SamplingParams:
+def _sampling(model: Model, values: Mapping[str, list[Any]]) -> SamplingParams:
     given = {option: values[tensor][0] for option, tensor in SAMPLING.items() if tensor in values}
     # clients of TensorRT-LLM send one empty string where they have no stop words
     stop = () if values.get("stop_words") == [""] else tuple(values.get("stop_words", ()))
     try:
-        return SamplingParams(**given, stop=stop)
+        return model.sampling_params(**given, stop=stop)
     except UsageError as error:
         text = str(error)
         for option, tensor in (("max_new_tokens", "max_tokens"), ("stop holds", "stop_words holds")):
