@@ -36,6 +36,7 @@ from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.model.draft_model import check_draft, fit_vocabulary, open_draft
 from quasar.exporter.model.float_layer import float_model
 from quasar.exporter.model.generation_config import sampling_defaults
+from quasar.exporter.model.gguf_file import GgufWeights
 from quasar.exporter.model.tokenizer import encode_messages, open_tokenizer, stop_token_ids_of, write_tokenizer
 from quasar.exporter.options import ExportOptions
 from quasar.exporter.plan_gate import gate_plans, open_plan_graph
@@ -238,7 +239,10 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
     architecture = dataclasses.asdict(checkpoint.architecture)
     for rope in architecture["ropes"]:
         rope["parameters"] = dict(rope["parameters"])
-    return {"id": checkpoint.model_id, "revision": checkpoint.revision, "architecture": architecture}
+    described = {"id": checkpoint.model_id, "revision": checkpoint.revision, "architecture": architecture}
+    if isinstance(checkpoint.weights, GgufWeights):
+        described["gguf_types"] = checkpoint.weights.types
+    return described
 
 
 def _summary(prompts: PromptSet, quantized: Quantized | None, pruning: Pruning | None) -> dict[str, Any]:

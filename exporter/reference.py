@@ -112,10 +112,13 @@ def load_reference(checkpoint: Checkpoint, max_length: int = 0) -> Iterator[Any]
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns of weights on disk, which are meant to be there
     config = _config(checkpoint, max_length)
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    path, gguf = checkpoint.path, {}
+    if path.is_file():
+        path, gguf = path.parent, {"gguf_file": path.name}
     with tempfile.TemporaryDirectory() as folder:
         try:
             model, found = (AutoModelForCausalLM if causal else AutoModelForImageTextToText).from_pretrained(
-                checkpoint.path,
+                path,
                 config=config,
                 dtype=torch.float32,
                 local_files_only=True,
@@ -124,6 +127,7 @@ def load_reference(checkpoint: Checkpoint, max_length: int = 0) -> Iterator[Any]
                 device_map="auto",
                 max_memory={"cpu": RESIDENT},
                 offload_folder=folder,
+                **gguf,
             )
         except Exception as error:  # transformers has no one exception for what is missing or broken
             raise UsageError(

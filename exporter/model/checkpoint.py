@@ -12,6 +12,7 @@ from transformers import CONFIG_MAPPING, logging
 from quasar.engines.errors import UsageError
 from quasar.exporter.model.architecture import Architecture
 from quasar.exporter.model.families import FAMILIES, Family, supported
+from quasar.exporter.model.gguf_file import GgufFile, GgufWeights
 from quasar.exporter.model.json_file import read_json
 from quasar.exporter.model.layout import EMBEDDING, Layout, Piece
 from quasar.exporter.model.location import locate, model_id
@@ -65,7 +66,7 @@ def open_checkpoint(model: str, revision: str | None = None, asked: str | None =
     """Find a model, read its configuration, and check that every tensor is there with the right shape.
 
     Args:
-        model: a folder, an alias, a Hugging Face id, or `demo`.
+        model: a folder, a GGUF file, an alias, a Hugging Face id, or `demo`.
         revision: branch, tag or commit of a Hugging Face model.
         asked: how the model was asked for, for errors; None for `--model`.
 
@@ -73,15 +74,23 @@ def open_checkpoint(model: str, revision: str | None = None, asked: str | None =
         UsageError: it is not there, not supported, or not whole.
     """
     path = locate(model, revision, asked or f"--model {model}")
-    family, config = read_config(path / "config.json")
-    try:
-        architecture, layout = family.read(config)
-    except UsageError as error:
-        raise UsageError(f"{path}/{error}") from None
-    weights = SafetensorsWeights(path)
+    weights: Weights
+    known = True
+    if path.is_file():
+        file = GgufFile(path)
+        config, architecture, layout = file.parts()
+        weights = GgufWeights(file, architecture, layout)
+    else:
+        family, config = read_config(path / "config.json")
+        known = family.known_as is None
+        try:
+            architecture, layout = family.read(config)
+        except UsageError as error:
+            raise UsageError(f"{path}/{error}") from None
+        weights = SafetensorsWeights(path)
     architecture = _untied_if_different(architecture, weights)
     _check_tensors(path, architecture, layout, weights)
-    return Checkpoint(path, model_id(model, path), revision, config, family.known_as is None, architecture, layout, weights)
+    return Checkpoint(path, model_id(model, path), revision, config, known, architecture, layout, weights)
 
 
 def stored_name(name: str, architecture: Architecture, weights: Weights) -> str:
@@ -150,7 +159,7 @@ def _check_tensors(path: Path, architecture: Architecture, layout: Layout, weigh
         shape = weights.shape(name)
         if shape != wanted:
             raise UsageError(
-                f"{weights.place(name)} has shape {list(shape)}, config.json asks for {list(wanted)}; they do not belong together"
+                f"{weights.place(name)} has shape {list(shape)}, not {list(wanted)} as configured; they do not belong together"
             )
 
 

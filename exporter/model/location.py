@@ -38,7 +38,7 @@ def locate(model: str, revision: str | None, asked: str) -> Path:
     if model == DEMO:
         return Path(str(resources.files("quasar.exporter") / "demo"))
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or (folder.is_file() and folder.suffix == ".gguf"):
         return folder
     if folder.exists() or model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise UsageError(f"{asked}: no such folder; give a checkpoint folder, a Hugging Face id or an alias")
@@ -66,6 +66,6 @@ def model_id(model: str, path: Path) -> str:
     """The id that a bundle records for a checkpoint at `path`."""
     if model == DEMO:
         return DEMO
-    if Path(model).expanduser().is_dir():
+    if Path(model).expanduser().exists():
         return path.resolve().name
     return ALIASES.get(model, model)
