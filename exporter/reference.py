@@ -23,7 +23,7 @@ from quasar.engines.engine import Engine
 from quasar.engines.errors import UsageError, first_line
 from quasar.exporter.gate import Figures, compare
 from quasar.exporter.model.checkpoint import Checkpoint
-from quasar.exporter.model.weights import INTACT
+from quasar.exporter.model.weights import INTACT, WRAPPERS
 from quasar.exporter.progress import Progress
 
 RESIDENT = 1 << 30
@@ -112,9 +112,11 @@ def load_reference(checkpoint: Checkpoint, max_length: int = 0) -> Iterator[Any]
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # it warns of weights on disk, which are meant to be there
     config = _config(checkpoint, max_length)
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    path, gguf = checkpoint.path, {}
+    path, more = checkpoint.path, dict[str, Any]()
     if path.is_file():
-        path, gguf = path.parent, {"gguf_file": path.name}
+        path, more = path.parent, {"gguf_file": path.name}
+    elif config is config.get_text_config():  # else transformers knows the names of the whole
+        more = {"key_mapping": WRAPPERS}
     with tempfile.TemporaryDirectory() as folder:
         try:
             model, found = (AutoModelForCausalLM if causal else AutoModelForImageTextToText).from_pretrained(
@@ -127,7 +129,7 @@ def load_reference(checkpoint: Checkpoint, max_length: int = 0) -> Iterator[Any]
                 device_map="auto",
                 max_memory={"cpu": RESIDENT},
                 offload_folder=folder,
-                **gguf,
+                **more,
             )
         except Exception as error:  # transformers has no one exception for what is missing or broken
             raise UsageError(

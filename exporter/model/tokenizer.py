@@ -46,9 +46,8 @@ def _load(path: Path) -> Any:
     try:
         if path.is_file():
             return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
-        if (path / "tokenizer.model").is_file() and not (path / "tokenizer.json").is_file():
-            # without it transformers hides the reason and blames another library
-            from sentencepiece import sentencepiece_model_pb2  # noqa: F401
+        if _only_pieces(path):
+            _read_pieces(path)  # where this fails, transformers blames a library that has nothing to do with it
         config = path / "tokenizer_config.json"
         if config.is_file() and _has_code(read_json(config, ADVICE)):
             return _load_foreign(path)
@@ -69,18 +68,25 @@ def _has_code(config: Mapping[str, Any]) -> bool:
 def _load_foreign(path: Path) -> Any:
     """A tokenizer from its files alone; from tokenizer.model, sentencepiece's own function."""
     loaded = transformers.TokenizersBackend.from_pretrained(path, local_files_only=True)
-    if (path / "tokenizer.json").is_file() or not (path / "tokenizer.model").is_file():
-        return loaded
-    from sentencepiece import sentencepiece_model_pb2
-
-    model: Any = sentencepiece_model_pb2.ModelProto.FromString(  # type: ignore[attr-defined]
-        (path / "tokenizer.model").read_bytes()
-    )
-    if model.normalizer_spec.add_dummy_prefix:  # transformers leaves the space before the text out
+    # transformers leaves the space before the text out
+    if _only_pieces(path) and _read_pieces(path).normalizer_spec.add_dummy_prefix:
         backend = loaded.backend_tokenizer
         backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), backend.normalizer])
         backend.decoder = decoders.Sequence([backend.decoder, decoders.Strip(" ", 1, 0)])
     return loaded
+
+
+def _only_pieces(path: Path) -> bool:
+    """Whether there is a sentencepiece model alone."""
+    return (path / "tokenizer.model").is_file() and not (path / "tokenizer.json").is_file()
+
+
+def _read_pieces(path: Path) -> Any:
+    """The sentencepiece model of a checkpoint."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    pieces: Any = sentencepiece_model_pb2
+    return pieces.ModelProto.FromString((path / "tokenizer.model").read_bytes())
 
 
 def _templates(loaded: Any, path: Path) -> dict[str, str]:

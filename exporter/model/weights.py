@@ -15,8 +15,8 @@ from quasar.exporter.model.json_file import read_json
 
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 INTACT = "get an intact copy of the checkpoint"
-WRAPPERS = ((re.compile(r"^(model\.language_model|language_model\.model)\."), "model."), (re.compile(r"^language_model\."), ""))
-"""Prefixes of the text part of a larger model."""
+WRAPPERS = {r"^(model\.language_model|language_model\.model)\.": "model.", r"^language_model\.": ""}
+"""Prefixes of the text part of a larger model (regular expressions) -> what stands there in the part itself."""
 BARE = ("layers.", "embed_tokens.", "norm.")
 """Beginnings of names in a checkpoint that was saved without its head."""
 
@@ -58,11 +58,6 @@ class SafetensorsWeights:
         """See `Weights`."""
         return self._stored.keys()
 
-    @property
-    def renamed(self) -> bool:
-        """Whether names differ from those that transformers gives."""
-        return any(name != stored for name, (stored, _) in self._stored.items())
-
     def place(self, name: str) -> str:
         """See `Weights`."""
         stored, file = self._stored[name]
@@ -92,8 +87,8 @@ class SafetensorsWeights:
 
 def usual_name(stored: str) -> str:
     """The name that a tensor has in transformers' model, without what surrounds its text part."""
-    for prefix, usual in WRAPPERS:
-        stored = prefix.sub(usual, stored)
+    for prefix, usual in WRAPPERS.items():
+        stored = re.sub(prefix, usual, stored)
     return f"model.{stored}" if stored.startswith(BARE) else stored
 
 
