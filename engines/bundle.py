@@ -41,8 +41,8 @@ class Bundle:
         folder, listed = _inside(self.root, TOKENIZER), set(self.manifest.tokenizer)
         if f"{TOKENIZER}/tokenizer.json" not in listed:
             raise BundleError(f"{self.root / MANIFEST}: no tokenizer.json under tokenizer; export the bundle again")
-        for path in folder.iterdir():
-            if f"{TOKENIZER}/{path.name}" not in listed:
+        for path in folder.rglob("*"):
+            if not path.is_dir() and f"{TOKENIZER}/{path.relative_to(folder).as_posix()}" not in listed:
                 raise BundleError(f"{path}: not listed in the manifest; remove it, or export the bundle again")
         return folder
 

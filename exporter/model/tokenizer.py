@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quasar.engines.errors import BundleError, UsageError
 from quasar.exporter.model.checkpoint import Checkpoint, read_json
+from quasar.runtime.chat import Chat
 from quasar.runtime.tokenizer import Tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
@@ -73,5 +74,5 @@ def stop_token_ids_of(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[int
 def encode_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
     """Token ids of a conversation, through the chat template where the model has one."""
     if tokenizer.has_chat_template:
-        return tokenizer.encode_chat(messages)
+        return tokenizer.encode_chat(Chat(messages))
     return tokenizer.encode("\n\n".join(message["content"] for message in messages))
