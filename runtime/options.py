@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from quasar.engines.errors import UsageError
 from quasar.engines.manifest import BACKENDS
 from quasar.engines.manifest import SAMPLING as CARRIED
+from quasar.runtime.chat import check_options
 from quasar.runtime.defaults import GENERATION_CONFIGS
 from quasar.runtime.execution import Execution
 from quasar.runtime.generate import DraftLength
@@ -59,6 +61,37 @@ def add_generation_config_option(p: argparse.ArgumentParser) -> None:
         *("--generation-config",), choices=GENERATION_CONFIGS, default="auto",
         help="sampling where nothing is given: auto is as the model's authors chose, off is greedy (default: auto)",
     )  # fmt: skip
+
+
+def add_template_options(p: argparse.ArgumentParser) -> None:
+    """The option for `template_options`."""
+    p.add_argument(
+        *("--template-option",), action="append", default=[], metavar="NAME=VALUE",
+        help="a variable of the chat template, e.g. enable_thinking=false; VALUE is JSON, or else text; may be repeated",
+    )  # fmt: skip
+
+
+def template_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Variables of the chat template, as the options say.
+
+    Raises:
+        UsageError: an option has no name or no value, or a name that is not free.
+    """
+    found = {}
+    for option in args.template_option:
+        name, equals, value = option.partition("=")
+        if not name or not equals:
+            raise UsageError(f"--template-option {option}: give NAME=VALUE, such as enable_thinking=false")
+        found[name] = _json_or_text(value)
+    check_options(found)
+    return found
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def add_loading_options(p: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 from quasar.engines.errors import UsageError
 from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.model.tokenizer import encode_messages, open_tokenizer, stop_token_ids_of, write_tokenizer
+from quasar.runtime.chat import Chat
 from quasar.runtime.tokenizer import Tokenizer
 
 TEXT = [
@@ -148,7 +149,7 @@ def test_bos_that_only_the_map_of_special_tokens_names_stands_in_prompts(tmp_pat
     files = {"tokenizer.json": file, "special_tokens_map.json": {"bos_token": "<s>"}, "tokenizer_config.json": {}}
     case = Case(tmp_path, files | {"chat_template.jinja": "{{ bos_token }}{{ messages[0].content }}"})
     case.is_transformers()
-    assert case.tokenizer.render([{"role": "user", "content": "Hi"}]) == "<s>Hi"
+    assert case.tokenizer.render(Chat([{"role": "user", "content": "Hi"}])) == "<s>Hi"
 
 
 def test_special_tokens_are_matched_as_the_configuration_says_and_not_as_the_file_does(tmp_path: Path) -> None:
@@ -221,7 +222,7 @@ def test_openpangu_is_exported_from_its_pieces_without_its_code(tmp_path: Path, 
         assert case.tokenizer.decode(processor.encode(text)) == processor.decode(processor.encode(text))
     assert case.tokenizer.encode("[unused9]Hi[unused10]")[1] == ends["[unused9]"]
     assert ends["[unused10]"] in case.stops
-    assert case.tokenizer.encode_chat([{"role": "user", "content": "Hi"}])[0] == 1
+    assert case.tokenizer.encode_chat(Chat([{"role": "user", "content": "Hi"}]))[0] == 1
     assert capsys.readouterr().out == ""
 
 

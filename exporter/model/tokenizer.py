@@ -13,6 +13,7 @@ from tokenizers import decoders, normalizers
 from quasar.engines.errors import BundleError, UsageError, first_line
 from quasar.exporter.model.checkpoint import Checkpoint
 from quasar.exporter.model.json_file import read_json
+from quasar.runtime.chat import Chat
 from quasar.runtime.tokenizer import Tokenizer
 
 ADVICE = "copy the tokenizer files of the model into the folder"
@@ -142,7 +143,7 @@ def _turn_end(tokenizer: Tokenizer) -> str | None:
     if not tokenizer.has_chat_template:
         return None
     try:
-        text = tokenizer.render([{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}], False)
+        text = tokenizer.render(Chat([{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]), False)
     except (UsageError, BundleError):
         return None
     behind = text.rpartition(ANSWER)[2].lstrip()
@@ -161,7 +162,7 @@ def encode_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]])
             asked.pop()
         for attempt in (list(messages), asked):
             try:
-                return tokenizer.encode_chat(attempt)
+                return tokenizer.encode_chat(Chat(attempt))
             except UsageError:
                 continue
     return tokenizer.encode("\n\n".join(message["content"] for message in messages))

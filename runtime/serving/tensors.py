@@ -35,6 +35,8 @@ class TensorSpec:
 INPUTS = (
     TensorSpec("text_input", "STRING", 1, "text that the answer continues, as it is: no chat template"),
     TensorSpec("messages", "STRING", 1, 'JSON: [{"role": "user", "content": "..."}], through the chat template'),
+    TensorSpec("tools", "STRING", 1, 'JSON: functions that the model may call, [{"type": "function", ...}]; with messages'),
+    TensorSpec("chat_template_kwargs", "STRING", 1, 'JSON: variables of the template, {"enable_thinking": false}; with messages'),
     TensorSpec("token_ids", "INT64", ANY, "the prompt as token ids"),
     TensorSpec("stream", "BOOL", 1, "a response for every round instead of one for the whole answer (false)"),
     TensorSpec("max_tokens", "INT32", 1, "tokens to generate at the most (256)"),
