@@ -14,7 +14,8 @@ from transformers import CONFIG_MAPPING, logging
 
 from quasar.engines.errors import UsageError
 from quasar.exporter.model.architecture import SUPPORTED, Architecture
-from quasar.exporter.model.location import locate, model_id
+from quasar.exporter.model.folder import check_folder, check_precision
+from quasar.exporter.model.location import identify, locate
 
 logging.set_verbosity_error()  # what is wrong is said in one line, by us
 
@@ -73,12 +74,19 @@ def open_checkpoint(model: str, revision: str | None = None, asked: str | None =
     Raises:
         UsageError: it is not there, not supported, or not whole.
     """
-    path = locate(model, revision, asked or f"--model {model}")
+    path = locate(model, revision, asked or f"--model {model}", _judge)
+    check_folder(path)
     config, family = _read_config(path)
     architecture = Architecture.from_config(config, family)
     shards = _find_shards(path)
     _check_tensors(path, architecture, shards)
-    return Checkpoint(path, model_id(model, path), revision, config, architecture, family != PANGU, shards)
+    name, commit = identify(path)
+    return Checkpoint(path, name, commit, config, architecture, family != PANGU, shards)
+
+
+def _judge(config: Path) -> None:
+    """Refuse a model by its config.json alone."""
+    Architecture.from_config(*_read_config(config.parent))
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
@@ -94,14 +102,11 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
 
 def _read_config(path: Path) -> tuple[Any, str]:
     file = path / "config.json"
-    if not file.is_file():
-        raise UsageError(f"{path}: no config.json; a Hugging Face checkpoint folder is needed")
     raw = read_json(file, "get an intact copy of the checkpoint")
     model_type = raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UsageError(f"{file}: model_type {model_type!r} is not supported; supported: {SUPPORTED}")
-    if raw.get("quantization_config"):
-        raise UsageError(f"{file}: the checkpoint is quantized already; export from the float16, bfloat16 or float32 one")
+    check_precision(file, raw)
     family = FAMILIES[model_type]
     if family == PANGU:  # its code lives outside transformers; its function is that of a Llama with biases
         raw = {**raw, "model_type": "llama", "attention_bias": raw.get("bias", raw.get("attention_bias", True))}
