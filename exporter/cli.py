@@ -17,6 +17,7 @@ from quasar.engines.errors import UsageError
 from quasar.engines.manifest import BACKENDS, ONNXRUNTIME, Manifest
 from quasar.engines.tensorrt_build import BuildOptions
 from quasar.exporter.draft import FORMS, INT4, Draft, parse_drafts
+from quasar.exporter.model.location import name_bundle
 from quasar.exporter.summary import print_summary
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: --help and wrong options need not wait for them
@@ -137,9 +138,7 @@ def _options(args: argparse.Namespace) -> ExportOptions:
     from quasar.exporter.options import ExportOptions
 
     named = "-".join(name for name in engines if name != "int4" or engines == ("int4",))
-    model = Path(args.model).expanduser()
-    name = model.resolve().name if model.is_dir() else model.name.lower().replace(":", "-")
-    output = args.output or Path(f"{name}-{named}")
+    output = args.output or Path(f"{name_bundle(args.model)}-{named}")
     return ExportOptions(
         model=args.model,
         output=output,

@@ -12,10 +12,11 @@ from transformers import CONFIG_MAPPING, logging
 from quasar.engines.errors import UsageError
 from quasar.exporter.model.architecture import Architecture
 from quasar.exporter.model.families import FAMILIES, Family, supported
+from quasar.exporter.model.folder import check_folder, check_precision
 from quasar.exporter.model.gguf_file import GgufFile, GgufWeights
 from quasar.exporter.model.json_file import read_json
 from quasar.exporter.model.layout import EMBEDDING, Layout, Piece
-from quasar.exporter.model.location import locate, model_id
+from quasar.exporter.model.location import identify, locate
 from quasar.exporter.model.weights import INTACT, SafetensorsWeights, Weights
 
 logging.set_verbosity_error()  # what is wrong is said in one line, by us
@@ -73,7 +74,7 @@ def open_checkpoint(model: str, revision: str | None = None, asked: str | None =
     Raises:
         UsageError: it is not there, not supported, or not whole.
     """
-    path = locate(model, revision, asked or f"--model {model}")
+    path = locate(model, revision, asked or f"--model {model}", _read)
     weights: Weights
     known = True
     if path.is_file():
@@ -81,16 +82,23 @@ def open_checkpoint(model: str, revision: str | None = None, asked: str | None =
         config, architecture, layout = file.parts()
         weights = GgufWeights(file, architecture, layout)
     else:
-        family, config = read_config(path / "config.json")
+        check_folder(path)
+        family, config, architecture, layout = _read(path / "config.json")
         known = family.known_as is None
-        try:
-            architecture, layout = family.read(config)
-        except UsageError as error:
-            raise UsageError(f"{path}/{error}") from None
         weights = SafetensorsWeights(path)
     architecture = _untied_if_different(architecture, weights)
     _check_tensors(path, architecture, layout, weights)
-    return Checkpoint(path, model_id(model, path), revision, config, known, architecture, layout, weights)
+    name, commit = identify(path)
+    return Checkpoint(path, name, commit, config, known, architecture, layout, weights)
+
+
+def _read(file: Path) -> tuple[Family, Any, Architecture, Layout]:
+    """(the family of a config.json, its configuration in transformers, the parts of the decoder, how they are stored)"""
+    family, config = read_config(file)
+    try:
+        return family, config, *family.read(config)
+    except UsageError as error:
+        raise UsageError(f"{file.parent}/{error}") from None
 
 
 def stored_name(name: str, architecture: Architecture, weights: Weights) -> str:
@@ -106,8 +114,6 @@ def read_config(file: Path) -> tuple[Family, Any]:
     Raises:
         UsageError: it is not that of a model that can be exported.
     """
-    if not file.is_file():
-        raise UsageError(f"{file.parent}: no config.json; a Hugging Face checkpoint folder is needed")
     raw = read_json(file, INTACT)
     model_type = raw.get("model_type")
     part = raw.get("text_config")
@@ -115,8 +121,7 @@ def read_config(file: Path) -> tuple[Family, Any]:
     for kind in (model_type, *([inner] if model_type in FAMILIES and inner is not None else [])):
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise UsageError(f"{file}: model_type {kind!r} is not supported; supported: {supported()}")
-    if raw.get("quantization_config"):
-        raise UsageError(f"{file}: the checkpoint is quantized already; export from the float16, bfloat16 or float32 one")
+    check_precision(file, raw)
     family = FAMILIES[str(model_type)]
     raw = family.known_as(raw) if family.known_as else raw
     raw = {name: value for name, value in raw.items() if name not in ("dtype", "torch_dtype")}  # everything is read as float32
