@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quasar.engines.errors import UsageError, first_line
-from quasar.exporter.model.folder import CONFIG, NAMES, PARTS, check_names, is_read
+from quasar.exporter.model.folder import CONFIG, NAMES, check_names, is_read
 
 Judge = Callable[[Path], object]
 """Called with the path of a config.json; raises UsageError where the model cannot be exported."""
@@ -32,7 +32,7 @@ def download(repo_id: str, revision: str | None, asked: str, judge: Judge) -> Pa
     except UsageError:
         raise
     except RevisionNotFoundError:
-        raise UsageError(f"--revision {revision}: {repo_id} has no such branch, tag or commit; look at its page") from None
+        raise UsageError(f"--revision {revision or 'main'}: {repo_id} has no such branch, tag or commit; see its page") from None
     except GatedRepoError:
         raise UsageError(
             f"{asked}: {repo_id} is gated; accept its terms on its page, log in with `hf auth login`, or give a local folder"

@@ -29,7 +29,10 @@ QUANTIZERS = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ", "hf_qu
 
 OTHER_FORMATS = (
     (r"consolidated.*\.(pth|safetensors)", "give the same model in the format of transformers"),
-    (r"pytorch_model.*\.bin", "load it with transformers and write it again with save_pretrained, or give a model in safetensors"),
+    (
+        r"pytorch_model.*\.bin",
+        "load it with transformers and write it again with save_pretrained, or give another copy",
+    ),
     (r"(onnx/)?[^/]*\.onnx", "give the checkpoint that it was made from"),
     (r"[^/]*\.safetensors", "give a model as save_pretrained of transformers writes it"),
 )
