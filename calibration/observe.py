@@ -1,7 +1,6 @@
 """The float model, run one layer at a time, and what its linears see.
 
-The layers are those of transformers, so this is the reference that engines are compared with; but only one layer's
-float weights are in memory at any time, whatever the size of the model.
+Only one layer's float weights are in memory at any time, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from quasar.calibration.groups import GROUPS
 from quasar.calibration.source import TensorSource
@@ -30,18 +28,16 @@ class Call:
     output: torch.Tensor
 
 
-def _first(output: Any) -> Any:
-    """The hidden states of what a module returns; attention returns its weights, too."""
-    return output[0] if isinstance(output, tuple) else output
-
-
 @dataclass(frozen=True)
 class Layer:
     """One decoder layer in float32, with its weights loaded."""
 
     module: torch.nn.Module
-    run_batch: Callable[[torch.Tensor], torch.Tensor]
-    """Hidden states [n, S, H] of n sequences -> those after the layer."""
+
+    def run_batch(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [n, S, H] of n sequences -> those after the layer."""
+        after: torch.Tensor = self.module(hidden)
+        return after
 
     def weights(self, group: str) -> list[torch.Tensor]:
         """Weights of the linears of a group, [out, in] each."""
@@ -56,7 +52,7 @@ class Layer:
         calls: dict[str, list[Call]] = {name: [] for name in modules}
 
         def record(name: str) -> Callable[..., None]:
-            return lambda _, args, kwargs, output: calls[name].append(Call(args, kwargs, _first(output)))
+            return lambda _, args, kwargs, output: calls[name].append(Call(args, kwargs, output))
 
         hooks = [self.module.get_submodule(name).register_forward_hook(record(name), with_kwargs=True) for name in calls]
         try:
@@ -68,7 +64,7 @@ class Layer:
     def repeat(self, module: str, calls: Sequence[Call]) -> torch.Tensor:
         """Call a module as it was called before: its outputs, [all tokens, out]."""
         again = self.module.get_submodule(module)
-        return torch.cat([_first(again(*call.args, **call.kwargs)).flatten(0, -2) for call in calls])
+        return torch.cat([again(*call.args, **call.kwargs).flatten(0, -2) for call in calls])
 
     def observe(self, hidden: Sequence[torch.Tensor]) -> tuple[Hidden, dict[str, torch.Tensor]]:
         """(hidden states after the layer, input of each linear as [all tokens, in_features])."""
@@ -92,22 +88,19 @@ class FloatModel:
     """The float32 model, streamed.
 
     Args:
-        config: a transformers configuration of a supported family.
-        source: its weights.
-        sliding_windows: per layer, how many positions a query sees, itself included; None for all.
+        layers: its decoder layers, hidden states [n, S, H] of n sequences -> those after the layer, without weights; the
+            parameters of layer N have the names of the source's without `model.layers.N`.
+        norm: what follows them, without weights.
+        source: the weights.
     """
 
-    def __init__(self, config: Any, source: TensorSource, sliding_windows: Sequence[int | None]) -> None:
+    def __init__(self, layers: Sequence[torch.nn.Module], norm: torch.nn.Module, source: TensorSource) -> None:
+        self._layers = layers
+        self._norm = norm
         self._source = source
-        self._windows = sliding_windows
-        config._attn_implementation = "sdpa"
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call,unused-ignore]
-        self._model = model.eval().model
-        self._rotary = type(self._model.rotary_emb)(config=config)
 
     def __len__(self) -> int:
-        return len(self._windows)
+        return len(self._layers)
 
     @torch.inference_mode()
     def embed(self, sequences: Sequence[Sequence[int]]) -> Hidden:
@@ -118,39 +111,18 @@ class FloatModel:
     @contextmanager
     def layer(self, index: int) -> Iterator[Layer]:
         """Load layer `index`; its weights are freed when the block ends."""
-        module = self._model.layers[index]
+        module = self._layers[index]
         names = module.state_dict().keys()
         prefix = f"model.layers.{index}."
         module.load_state_dict({name: self._source.tensor(prefix + name) for name in names}, assign=True)
-
-        def run_batch(x: torch.Tensor) -> torch.Tensor:
-            positions = torch.arange(x.shape[1])[None]
-            y: torch.Tensor = module(
-                x,
-                attention_mask=_window_mask(x.shape[1], self._windows[index]),
-                position_ids=positions,
-                position_embeddings=self._rotary(x, positions),
-            )
-            return y
-
         try:
             with torch.inference_mode():
-                yield Layer(module, run_batch)
+                yield Layer(module)
         finally:
             module.to("meta")
 
     @torch.inference_mode()
     def final_norm(self, hidden: Sequence[torch.Tensor]) -> Hidden:
         """What lm_head sees."""
-        norm = self._model.norm
-        norm.load_state_dict({"weight": self._source.tensor("model.norm.weight")}, assign=True)
-        return [norm(x) for x in hidden]
-
-
-def _window_mask(length: int, window: int | None) -> torch.Tensor | None:
-    """bool [1, 1, S, S], true where a query may look; None where plain causal attention will do."""
-    if window is None or length <= window:
-        return None
-    position = torch.arange(length)
-    distance = position[:, None] - position[None, :]
-    return ((distance >= 0) & (distance < window))[None, None]
+        self._norm.load_state_dict({"weight": self._source.tensor("model.norm.weight")}, assign=True)
+        return [self._norm(x) for x in hidden]

@@ -31,13 +31,6 @@ STEP = 0.125
 """Between alphas that are tried around the best of them; 0 and 1 are the ends of the axis, not of the grid."""
 CLIPS = (1.0, 0.85, 0.7)
 """Shares of the largest activation that are tried as the end of a static range."""
-BLOCKS = {
-    "self_attn.qkv_proj": "self_attn",
-    "self_attn.o_proj": "self_attn.o_proj",
-    "mlp.gate_up_proj": "mlp",
-    "mlp.down_proj": "mlp.down_proj",
-}
-"""The module whose output is what a group of linears gives to the residual stream."""
 
 
 class Judge(Protocol):
@@ -62,13 +55,15 @@ class GroupJudge:
     """Judges the linears of a group in their layer.
 
     Args:
-        calls: of the group's block (`BLOCKS`) on held-out text.
+        block: the module whose output is what the group gives to the residual stream (`LayerForm.block`).
+        calls: of it on held-out text.
         after: hidden states after the layer there, [tokens, H].
     """
 
-    def __init__(self, layer: Layer, group: str, calls: Sequence[Call], after: torch.Tensor) -> None:
+    def __init__(self, layer: Layer, group: str, block: str, calls: Sequence[Call], after: torch.Tensor) -> None:
         self._layer = layer
         self._group = group
+        self._block = block
         self._calls = calls
         self._exact = torch.cat([call.output.flatten(0, -2) for call in calls])
         self._energy = after.square().sum(dim=1).clamp_min(TINY)
@@ -81,7 +76,7 @@ class GroupJudge:
     def damage(self, weights: Sequence[torch.Tensor], smoothing: torch.Tensor, activation: Activation) -> float:
         """See `Judge`."""
         with replaced(self._layer, self._group, weights, lambda x: activation(x / smoothing)):
-            wrong = self._layer.repeat(BLOCKS[self._group], self._calls)
+            wrong = self._layer.repeat(self._block, self._calls)
         return float(((wrong - self._exact).square().sum(dim=1) / self._energy).mean())
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from quasar.calibration.calibrate import HeadView, LayerView
-from quasar.calibration.groups import GROUPS, LM_HEAD
+from quasar.calibration.groups import GROUPS, LM_HEAD, LayerForm
 from quasar.calibration.observe import Hidden
 from quasar.calibration.schemes import (
     DEFAULT_BUDGET,
@@ -19,7 +19,7 @@ from quasar.calibration.schemes import (
     Scheme,
     choose,
 )
-from quasar.calibration.search import BLOCKS, COARSE, GroupJudge, Judge, ProductJudge, search
+from quasar.calibration.search import COARSE, GroupJudge, Judge, ProductJudge, search
 from quasar.calibration.smoothquant import channel_max, share_between_query_heads
 
 PROBE_SEQUENCES, PROBE_LENGTH = 4, 128
@@ -31,16 +31,14 @@ class Recipe:
     """How to choose.
 
     Attributes:
-        query_groups: query heads per KV head.
-        head_dim: width of a head.
+        form: of the decoder layers.
         alphas: see `search`.
         schemes: activation schemes to choose from, the one to begin with first.
         budget: of linears with more than int8 activations.
         lm_head: whether lm_head is quantized.
     """
 
-    query_groups: int
-    head_dim: int
+    form: LayerForm
     alphas: Sequence[float | None] = COARSE
     schemes: Collection[Scheme] = SEARCHED
     budget: Budget = DEFAULT_BUDGET
@@ -72,9 +70,10 @@ class W8A8Search:
     def see_layer(self, view: LayerView) -> None:
         """Search the groups of a layer."""
         seen, held_out = _split(view.before)
-        after, calls = view.layer.record(_probe(held_out), set(BLOCKS.values()))
-        for group in GROUPS:
-            judge = GroupJudge(view.layer, group, calls[BLOCKS[group]], torch.cat(after))
+        blocks = {group: self.recipe.form.block(group) for group in GROUPS}
+        after, calls = view.layer.record(_probe(held_out), set(blocks.values()))
+        for group, block in blocks.items():
+            judge = GroupJudge(view.layer, group, block, calls[block], torch.cat(after))
             self._search(f"{view.prefix}.{group}", judge, view.inputs[group], sum(map(len, seen)))
 
     def see_head(self, view: HeadView) -> None:
@@ -89,9 +88,10 @@ class W8A8Search:
         weights = judge.weights if weights is None else weights
         maxima = [x[:seen].abs().amax(dim=0), channel_max(weights)]
         if name.endswith("o_proj"):
-            groups, width = self.recipe.query_groups, self.recipe.head_dim
-            maxima = [share_between_query_heads(channels, groups, width) for channels in maxima]
-        options = search(judge, maxima[0], maxima[1], self.recipe.alphas, self.recipe.schemes)
+            form = self.recipe.form
+            maxima = [share_between_query_heads(channels, form.query_groups, form.head_dim) for channels in maxima]
+        alphas = self.recipe.alphas if self.recipe.form.can_smooth(name) else (None,)
+        options = search(judge, maxima[0], maxima[1], alphas, self.recipe.schemes)
         self.linears[name] = Linear(sum(weight.numel() for weight in weights), options)
 
     def choices(self) -> Choices:

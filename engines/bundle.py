@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ class Bundle:
         folder, listed = _inside(self.root, TOKENIZER), set(self.manifest.tokenizer)
         if f"{TOKENIZER}/tokenizer.json" not in listed:
             raise BundleError(f"{self.root / MANIFEST}: no tokenizer.json under tokenizer; export the bundle again")
-        for path in folder.iterdir():
-            if f"{TOKENIZER}/{path.name}" not in listed:
+        for path in folder.rglob("*"):
+            if not path.is_dir() and path.relative_to(self.root).as_posix() not in listed:
                 raise BundleError(f"{path}: not listed in the manifest; remove it, or export the bundle again")
         return folder
 
@@ -85,7 +86,7 @@ def open_bundle(root: str | os.PathLike[str], verify: bool = False) -> Bundle:
     if root.is_file():
         raise UsageError(f"{root}: a file, not a bundle; give the directory that quasar-export wrote")
     if not root.is_dir():
-        raise UsageError(f"{root}: no such bundle; write one with quasar-export --output {root}")
+        raise UsageError(f"{root}: no such bundle; write one with quasar-export --output {shlex.quote(str(root))}")
     try:
         text = (root / MANIFEST).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

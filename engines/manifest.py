@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from quasar.engines.errors import BundleError
@@ -17,8 +17,11 @@ LIBRARIES = ("tensorrt", "tensorrt-rtx")
 ONNXRUNTIME = "onnxruntime"
 BACKENDS = (ONNXRUNTIME, *LIBRARIES)
 """What runs engines."""
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""Sampling that a model may have defaults for, by the names of vLLM and transformers."""
 # a manifest that asks for more than this is not one that an export wrote
 MAX_VOCAB, MAX_LENGTH, MAX_BATCH, MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1 << 22, 1 << 24, 1 << 10, 1 << 10, 1 << 10, 1 << 12
+MOST_SAMPLING = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ class Manifest:
     calibration: Mapping[str, Any]
     thresholds: Mapping[str, Any]
     versions: Mapping[str, str]
+    sampling: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
 
@@ -241,6 +245,18 @@ def _parse_layers(r: _Reader) -> tuple[int, ...]:
     return layers
 
 
+def _parse_sampling(r: _Reader) -> Mapping[str, Any]:
+    if "sampling" not in r.object:  # 0.1 carried none
+        return {}
+    sampling: Mapping[str, Any] = r.get("sampling", dict)
+    for name, value in sampling.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name not in SAMPLING or not number or not 0 <= value < MOST_SAMPLING:
+            where = f"{r.where}: sampling: {name[:80]!r} is {str(value)[:80]}"
+            raise BundleError(f"{where}; numbers of {', '.join(SAMPLING)} may be there: export the bundle again")
+    return sampling
+
+
 def parse_manifest(text: str, where: str) -> Manifest:
     """Read the text of a manifest; `where` names it in errors.
 
@@ -276,4 +292,5 @@ def parse_manifest(text: str, where: str) -> Manifest:
         calibration=r.get("calibration", dict),
         thresholds=r.get("thresholds", dict),
         versions=r.get("versions", dict),
+        sampling=_parse_sampling(r),
     )

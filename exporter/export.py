@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from quasar.calibration.observe import FloatModel
 from quasar.calibration.prompts import PromptSet, load_prompts
 from quasar.calibration.pruning import Pruning, prune, rounds
 from quasar.engines.bundle import TOKENIZER, atomic_bundle, check_output, list_files, write_manifest
@@ -35,7 +34,10 @@ from quasar.exporter.failure import kept_on_failure
 from quasar.exporter.gate import THRESHOLDS, Figures, judge, thresholds_of
 from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.model.draft_model import check_draft, fit_vocabulary, open_draft
-from quasar.exporter.model.tokenizer import copy_tokenizer, encode_messages, open_tokenizer, stop_token_ids_of
+from quasar.exporter.model.float_layer import float_model
+from quasar.exporter.model.generation_config import sampling_defaults
+from quasar.exporter.model.gguf_file import GgufWeights
+from quasar.exporter.model.tokenizer import encode_messages, open_tokenizer, stop_token_ids_of, write_tokenizer
 from quasar.exporter.options import ExportOptions
 from quasar.exporter.plan_gate import gate_plans, open_plan_graph
 from quasar.exporter.plans import PlanGraph, build_plans
@@ -78,9 +80,10 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
     max_length = _max_length(options, checkpoint)
     removed = _layers_to_remove(options, checkpoint)
     with atomic_bundle(options.output) as root:
-        copy_tokenizer(checkpoint.path, root / TOKENIZER)
+        write_tokenizer(checkpoint, root / TOKENIZER)
         tokenizer = open_tokenizer(checkpoint, root / TOKENIZER)
         stop_token_ids = stop_token_ids_of(checkpoint, tokenizer)
+        sampling = sampling_defaults(checkpoint.path)
         for draft, opened in drafts.items():
             check_draft(draft, opened, tokenizer, max_length)
         prompts = load_prompts(
@@ -91,19 +94,19 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             min(options.sample_length, max_length),
         )
         with tempfile.TemporaryDirectory(dir=root, prefix=".quantized-") as folder:
-            own = _quantize(options, checkpoint, prompts, Path(folder) / "model", progress)
+            own = _quantize(options, checkpoint, prompts, Path(folder) / "model", max_length, progress)
             other = {
-                draft: _quantize_draft(options, opened, checkpoint, prompts, Path(folder) / draft.name, progress)
+                draft: _quantize_draft(options, opened, checkpoint, prompts, Path(folder) / draft.name, max_length, progress)
                 for draft, opened in drafts.items()
             }
-            pruning = _prune(checkpoint, prompts, removed, progress) if removed else None
+            pruning = _prune(checkpoint, prompts, removed, max_length, progress) if removed else None
             blueprints = list(_blueprints(options, checkpoint, own, pruning, drafts, other))
             if options.provider == "cuda":
                 blueprints = [for_cuda(blueprint) for blueprint in blueprints]
             entries, graphs = write_engines(root, blueprints, max_length, options.max_batch, options.build is not None, progress)
         unrun: Mapping[str, str] = {}
         with kept_on_failure(root, options.output, graphs, options.build):
-            reference = Reference.measure(checkpoint, prompts.gate, progress)
+            reference = Reference.measure(checkpoint, prompts.gate, max_length, progress)
             entries, figures = _gate(reference, entries, graphs, root, progress)
             missed = judge(figures, options.force, options.provider)
             if options.build is not None:
@@ -112,11 +115,12 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
                 gated = gate_plans(reference, entries, root, progress)
                 entries, figures, unrun = gated.entries, figures | gated.figures, gated.unrun
                 missed |= judge(gated.figures, options.force)
+        files = list_files(root)
         manifest = Manifest(
             model=_describe(checkpoint),
             engines={entry.name: entry for entry in entries},
-            files=list_files(root),
-            tokenizer=tuple(sorted(f"{TOKENIZER}/{path.name}" for path in (root / TOKENIZER).iterdir())),
+            files=files,
+            tokenizer=tuple(file.path for file in files if file.path.startswith(f"{TOKENIZER}/")),
             stop_token_ids=stop_token_ids,
             default_chain=_default_chain(options.engines),
             calibration=_summary(prompts, own, pruning),
@@ -124,6 +128,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
                 name: dataclasses.asdict(thresholds_of(name, options.provider)) for name in figures if name in THRESHOLDS
             },
             versions=_versions(),
+            sampling=sampling,
         )
         write_manifest(root, manifest)
     return ExportResult(options.output, manifest, missed, unrun)
@@ -134,7 +139,7 @@ def _open_drafts(options: ExportOptions) -> dict[ModelDraft, Checkpoint]:
 
 
 def _quantize(
-    options: ExportOptions, checkpoint: Checkpoint, prompts: PromptSet, folder: Path, progress: Progress
+    options: ExportOptions, checkpoint: Checkpoint, prompts: PromptSet, folder: Path, max_length: int, progress: Progress
 ) -> Quantized | None:
     """What the model's quantized engines are made of; None where there are none."""
     four_bit = any(name.startswith("int4") for name in options.engines)
@@ -143,8 +148,8 @@ def _quantize(
     if not wanted.anything:
         return None
     folder.mkdir()
-    c, a = checkpoint, checkpoint.architecture
-    return quantize(c.config, a, c, prompts.calibration, wanted, options, folder, progress)
+    a = checkpoint.architecture
+    return quantize(a, checkpoint, prompts.calibration, wanted, options, folder, max_length, progress)
 
 
 def _quantize_draft(
@@ -153,13 +158,14 @@ def _quantize_draft(
     checkpoint: Checkpoint,
     prompts: PromptSet,
     folder: Path,
+    max_length: int,
     progress: Progress,
 ) -> Quantized:
     """The same for another model as a draft of `checkpoint`."""
     folder.mkdir()
     architecture, source = fit_vocabulary(draft, checkpoint.architecture.vocab_size)
     wanted = Wanted(int4=True, symmetric_int4=options.build is not None)
-    return quantize(draft.config, architecture, source, prompts.calibration, wanted, options, folder, progress)
+    return quantize(architecture, source, prompts.calibration, wanted, options, folder, max_length, progress)
 
 
 def _blueprints(
@@ -198,10 +204,10 @@ def _layers_to_remove(options: ExportOptions, checkpoint: Checkpoint) -> int:
     return max((layers - draft.count(layers) for draft in options.drafts if isinstance(draft, PrunedDraft)), default=0)
 
 
-def _prune(checkpoint: Checkpoint, prompts: PromptSet, removed: int, progress: Progress) -> Pruning:
+def _prune(checkpoint: Checkpoint, prompts: PromptSet, removed: int, max_length: int, progress: Progress) -> Pruning:
     a = checkpoint.architecture
     with progress("measure layers", a.num_hidden_layers * rounds(removed)) as bar, torch.inference_mode():
-        model = FloatModel(checkpoint.config, checkpoint, a.sliding_windows)
+        model = float_model(a, checkpoint, max_length)
         return prune(model, checkpoint, prompts.calibration, removed, lambda: bar.update(1))
 
 
@@ -231,8 +237,12 @@ def _default_chain(engines: Sequence[str]) -> str:
 
 def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
     architecture = dataclasses.asdict(checkpoint.architecture)
-    architecture["rope"]["parameters"] = dict(checkpoint.architecture.rope.parameters)
-    return {"id": checkpoint.model_id, "revision": checkpoint.revision, "architecture": architecture}
+    for rope in architecture["ropes"]:
+        rope["parameters"] = dict(rope["parameters"])
+    described = {"id": checkpoint.model_id, "revision": checkpoint.revision, "architecture": architecture}
+    if isinstance(checkpoint.weights, GgufWeights):
+        described["gguf_types"] = checkpoint.weights.types
+    return described
 
 
 def _summary(prompts: PromptSet, quantized: Quantized | None, pruning: Pruning | None) -> dict[str, Any]:

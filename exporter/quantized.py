@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,7 +16,9 @@ from quasar.calibration.rotation import Rotated
 from quasar.calibration.rotation_gain import RotationGain, measure_rotation
 from quasar.calibration.source import TensorSource
 from quasar.calibration.w8a8 import Choices, Recipe, W8A8Search
+from quasar.engines.errors import UsageError
 from quasar.exporter.model.architecture import Architecture
+from quasar.exporter.model.float_layer import float_model
 from quasar.exporter.options import ExportOptions
 from quasar.exporter.progress import Progress
 
@@ -58,47 +59,48 @@ class Quantized:
 
 
 def quantize(
-    config: Any,
     architecture: Architecture,
     source: TensorSource,
     sequences: Sequence[Sequence[int]],
     wanted: Wanted,
     options: ExportOptions,
     folder: Path,
+    max_length: int,
     progress: Progress,
 ) -> Quantized:
     """Calibrate a model.
 
     Args:
-        config: its transformers configuration.
         sequences: token ids of calibration text.
         folder: where 4-bit weights are kept until they are written.
+        max_length: positions of the KV cache.
 
     Raises:
-        UsageError: hidden states are not finite.
+        UsageError: hidden states are not finite, or the model cannot be rotated as asked.
     """
     a = architecture
     recipe = Recipe(
-        query_groups=a.query_groups,
-        head_dim=a.head_dim,
+        form=a.form,
         alphas=options.alphas,
         schemes=options.schemes,
         budget=options.budget,
         lm_head=options.lm_head != "float",
     )
 
-    def float_model(weights: TensorSource) -> FloatModel:
-        return FloatModel(config, weights, a.sliding_windows)
+    def streamed(weights: TensorSource) -> FloatModel:
+        return float_model(a, weights, max_length)
 
+    if options.rotation == "on" and not a.form.rotatable:
+        raise UsageError(f"--rotation on: {a.family} has norms behind its blocks, which no rotation can pass; leave it at auto")
     with torch.inference_mode():
         gain = None
-        if options.rotation == "auto":
+        if options.rotation == "auto" and a.form.rotatable:
             turned = Rotated(source)
             with progress("try rotation", a.num_hidden_layers) as bar:
                 gain = measure_rotation(
-                    *(float_model(source), source, float_model(turned), turned, sequences, recipe), lambda: bar.update(1)
+                    *(streamed(source), source, streamed(turned), turned, sequences, recipe), lambda: bar.update(1)
                 )
-        rotated = options.rotation == "on" if gain is None else gain.worthwhile
+        rotated = gain.worthwhile if gain is not None else options.rotation == "on"
         chosen = Rotated(source) if rotated else source
         observers: list[Observer] = []
         search = W8A8Search(recipe)
@@ -111,5 +113,5 @@ def quantize(
             four_bit = options.lm_head == "int4"
             observers.append(FourBit(blocks if wanted.int4 else None, symmetric if wanted.symmetric_int4 else None, four_bit))
         with progress("calibrate", a.num_hidden_layers + 1) as bar:
-            calibrate(float_model(chosen), chosen, sequences, observers, lambda: bar.update(1))
+            calibrate(streamed(chosen), chosen, sequences, observers, lambda: bar.update(1))
     return Quantized(chosen, rotated, gain, search.choices(), blocks.get, symmetric.get if wanted.symmetric_int4 else None)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from quasar.engines.bundle import atomic_bundle, describe_file, open_bundle, write_manifest
+from quasar.engines.directory import recover_directory
 from quasar.engines.errors import BuildError, UsageError
 from quasar.engines.manifest import Manifest, PlanEntry
 from quasar.engines.tensorrt_build import BuildOptions, check_build, check_precisions
@@ -26,6 +27,7 @@ def rebuild(bundle: Path, options: BuildOptions, progress: Progress) -> Manifest
         BuildError: a plan cannot be built.
     """
     check_build(options)
+    recover_directory(bundle)
     opened = open_bundle(bundle)
     plans = {name: entry.plan for name, entry in opened.manifest.engines.items() if entry.plan is not None}
     if not plans:

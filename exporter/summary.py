@@ -42,6 +42,12 @@ def print_summary(
         print(f"  {line}")
     tokens = next(iter(manifest.engines.values())).gate.get("tokens", "no")
     print(f"  against the float model in transformers, on {tokens} tokens that were not calibrated on")
+    if types := manifest.model.get("gguf_types"):
+        stored = ", ".join(f"{count} {kind}" for kind, count in types.items())
+        print(f"  the float model is the GGUF file's, whose weights were quantized before: {stored}")
+    if manifest.sampling:
+        sampling = ", ".join(f"{name} {value:g}" for name, value in manifest.sampling.items())
+        print(f"  sampling where nothing else is asked for: {sampling} (generation_config.json)")
     for engine in manifest.engines.values():
         if engine.plan is not None:
             print(f"  {_describe(engine.plan, sizes[engine.plan.plan])}")

@@ -18,6 +18,7 @@ from quasar.engines.errors import UsageError
 from quasar.engines.manifest import ONNXRUNTIME
 from quasar.exporter.triton_readme import readme
 from quasar.runtime.chain import ChainSpec
+from quasar.runtime.defaults import default_params
 from quasar.runtime.engine_pool import EnginePool
 from quasar.runtime.generate import choose_chain, draft_lengths
 from quasar.runtime.options import parse_draft_length
@@ -83,13 +84,14 @@ def write_model(root: Path, options: TritonOptions) -> tuple[Path, Bundle]:
         raise UsageError(f"{root}: it lies inside the model that would be replaced; a link to it would lead nowhere, add --copy")
     if options.share_weights and _on_gpu(bundle, options.settings):
         raise UsageError("--share-weights is for ONNX Runtime on a CPU; leave it out")
+    defaults = default_params(bundle, options.settings.generation_config)
     law = bundle.engine(chain.law)
     warm_up = _warm_up_tensors(Tokenizer(bundle.tokenizer_folder(), law.vocab_size), law.max_length)
     text = _format(model_config(bundle, options, sequences, warm_up))
     with atomic_directory(output) as partial:
         (partial / MARK).write_text("quasar-triton replaces this directory\n", encoding="utf-8")
         (partial / "config.pbtxt").write_text(text, encoding="utf-8")
-        page = readme(bundle, options.name, chain, sequences, options.instances, _extra(bundle, options.settings))
+        page = readme(bundle, options.name, chain, sequences, options.instances, _extra(bundle, options.settings), defaults)
         (partial / "README.md").write_text(page, encoding="utf-8")
         (partial / "1").mkdir()
         (partial / "1" / "model.py").write_text(MODEL, encoding="utf-8")

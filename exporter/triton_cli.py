@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from quasar.engines.command import EXIT_CODES, run_command
 from quasar.exporter.triton import TritonOptions, write_model
-from quasar.runtime.options import add_loading_options
+from quasar.runtime.options import add_generation_config_option, add_loading_options
 from quasar.runtime.serving.settings import SEQUENCES, Settings
 
 
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
         *("--share-weights",), action="store_true",
         help="save the weights as this machine's processor wants them: instances then hold them once; takes disk",
     )  # fmt: skip
+    add_generation_config_option(p)
     add_loading_options(p)
     return p
 
@@ -56,12 +58,13 @@ def _run(argv: Sequence[str] | None) -> int:
         acceptance=args.acceptance,
         batch_invariant=args.batch_invariant,
         sequences=args.sequences,
+        generation_config=args.generation_config,
     )
     name = args.bundle.resolve().name if args.name is None else args.name
     options = TritonOptions(args.repository, name, settings, args.instances, args.copy, args.share_weights, args.verify)
     output, _ = write_model(args.bundle, options)
     print(f"{output}: {args.instances} instance(s); {output / 'README.md'} says how to start a server with it")
-    print(f"try: tritonserver --model-repository={args.repository.resolve()}")
+    print(f"try: tritonserver --model-repository={shlex.quote(str(args.repository.resolve()))}")
     return 0
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from quasar.engines.bundle import Bundle
+from quasar.engines.manifest import SAMPLING
 from quasar.runtime.chain import ChainSpec
+from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.serving.tensors import INPUTS, OUTPUTS, TensorSpec
 
 FLOAT = 4
@@ -53,6 +55,7 @@ Triton's OpenAI frontend drives it as it is (`--tokenizer` takes the bundle's `t
 {inputs}
 
 Exactly one of `text_input`, `messages` and `token_ids` is the prompt. Tensors have the shape [1, N].
+Sampling where a request does not say: {defaults}.
 
 | output | type | |
 |---|---|---|
@@ -60,12 +63,15 @@ Exactly one of `text_input`, `messages` and `token_ids` is the prompt. Tensors h
 """
 
 
-def readme(bundle: Bundle, name: str, chain: ChainSpec, sequences: int, instances: int, extra: str) -> str:
+def readme(
+    bundle: Bundle, name: str, chain: ChainSpec, sequences: int, instances: int, extra: str, defaults: SamplingParams
+) -> str:
     """The text of a model's `README.md`.
 
     Args:
         sequences: answers that an instance works on at the same time.
         extra: of the distribution, which brings what runs the engines.
+        defaults: the sampling that holds where a request does not say.
     """
     return PAGE.format(
         name=name,
@@ -74,10 +80,17 @@ def readme(bundle: Bundle, name: str, chain: ChainSpec, sequences: int, instance
         sequences=sequences,
         instances=instances,
         extra=extra,
+        defaults=_sampling(defaults),
         cache_mb=sum(FLOAT * bundle.engine(engine).cache_values for engine in chain.engines) / 1e6,
         inputs="\n".join(map(_row, INPUTS)),
         outputs="\n".join(map(_row, OUTPUTS)),
     )
+
+
+def _sampling(params: SamplingParams) -> str:
+    changed = [name for name in SAMPLING if getattr(params, name) != getattr(SamplingParams(), name)]
+    words = [f"{name} {getattr(params, name):g}" for name in changed]
+    return ", ".join(["greedy", *words] if params.greedy else words)
 
 
 def _row(spec: TensorSpec) -> str:

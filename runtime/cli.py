@@ -15,7 +15,15 @@ from quasar.engines.errors import UsageError
 from quasar.engines.rows import json_rows, read_text
 from quasar.runtime.generate import Model, load
 from quasar.runtime.generation import Generation, Result
-from quasar.runtime.options import add_loading_options, add_sampling_options, parse_draft_length, sampling_params
+from quasar.runtime.options import (
+    add_generation_config_option,
+    add_loading_options,
+    add_sampling_options,
+    add_template_options,
+    parse_draft_length,
+    sampling_options,
+    template_options,
+)
 from quasar.runtime.sampling import SamplingParams
 
 
@@ -34,10 +42,12 @@ def parser() -> argparse.ArgumentParser:
         help="e.g. 'prompt-lookup > int8 > float', or plain, quasar, lossless, qspec (default: the bundle's own)",
     )
     p.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
-    add_sampling_options(p)
+    add_sampling_options(p, of_bundle=True)
+    add_generation_config_option(p)
     p.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     p.add_argument("--logprobs", type=int, metavar="N", help="with --json: log-probabilities of the new tokens and N others")
     p.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
+    add_template_options(p)
     p.add_argument("--token-ids", type=Path, metavar="FILE", help='answer each row {"ids": [...]} of a .jsonl file')
     p.add_argument("--json", action="store_true", help="print one JSON object per answer, with statistics")
     p.add_argument("--stats", action="store_true", help="print statistics after each answer")
@@ -109,14 +119,13 @@ def _user_turns() -> Iterator[str]:
             yield line
 
 
-def _chat(model: Model, params: SamplingParams, args: argparse.Namespace) -> None:
-    if not model.tokenizer.has_chat_template:
-        raise UsageError("this model has no chat template, so it cannot chat; give a PROMPT with --raw")
+def _chat(model: Model, params: SamplingParams, options: dict[str, Any] | None, args: argparse.Namespace) -> None:
+    model.tokenizer.templates.choose()  # without one there is no chat, which is said before the first question
     messages: list[dict[str, str]] = []
     for line in _user_turns():
         messages.append({"role": "user", "content": line})
         try:
-            result = _answer(model.stream(messages=messages, params=params, reuse_cache=True), args)
+            result = _answer(model.stream(None, params, messages=messages, chat_template_kwargs=options, reuse_cache=True), args)
         except UsageError as error:  # this turn cannot be answered; the conversation goes on without it
             print(f"quasar-generate: {error}", file=sys.stderr)
             messages.pop()
@@ -130,7 +139,10 @@ def _run(argv: Sequence[str] | None) -> int:
         raise UsageError("give either PROMPT or --token-ids")
     if args.raw and args.prompt is None:
         raise UsageError("--raw goes with a PROMPT: token ids have no template, and a chat needs one")
-    params = sampling_params(args, max_new_tokens=args.max_new_tokens, stop=tuple(args.stop), logprobs=args.logprobs)
+    options = template_options(args) or None
+    if options and (args.raw or args.token_ids is not None):
+        raise UsageError("--template-option goes with the chat template, which --raw and --token-ids leave out")
+    sampling = sampling_options(args, max_new_tokens=args.max_new_tokens, stop=tuple(args.stop), logprobs=args.logprobs)
     if args.logprobs is not None and not args.json:
         raise UsageError("--logprobs goes with --json")
     rows = _read_rows(args.token_ids) if args.token_ids else None
@@ -144,7 +156,9 @@ def _run(argv: Sequence[str] | None) -> int:
         draft_length=parse_draft_length(args.draft_length),
         batch_invariant=args.batch_invariant,
         acceptance=args.acceptance,
+        generation_config=args.generation_config,
     ) as model:
+        params = model.sampling_params(**sampling)
         if rows is not None:
             for number, ids in enumerate(rows, start=1):
                 try:
@@ -153,10 +167,10 @@ def _run(argv: Sequence[str] | None) -> int:
                     raise UsageError(f"--token-ids {args.token_ids}, row {number}: {error}") from None
                 _answer(generation, args)
         elif args.prompt is None:
-            _chat(model, params, args)
+            _chat(model, params, options, args)
         else:
             prompt: Any = args.prompt if args.raw else [{"role": "user", "content": args.prompt}]
-            _answer(model.stream(prompt, params), args)
+            _answer(model.stream(prompt, params, chat_template_kwargs=options), args)
     return 0
 
 

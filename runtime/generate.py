@@ -5,25 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 from quasar.engines.bundle import Bundle, open_bundle
 from quasar.engines.engine import Engine
 from quasar.engines.errors import BundleError, QuasarError, UsageError
+from quasar.runtime.arrays import Array, is_array, one_prompt, plain
 from quasar.runtime.chain import ChainSpec, build_chain, parse_chain
+from quasar.runtime.chat import Chat, ChatOptions, Message, Tool, is_messages
+from quasar.runtime.defaults import GenerationConfig, default_params
 from quasar.runtime.engine_pool import EnginePool
 from quasar.runtime.execution import Execution
 from quasar.runtime.generation import Generation, Result
 from quasar.runtime.sampler import ACCEPTANCES, Acceptance
 from quasar.runtime.sampling import SamplingParams
-from quasar.runtime.tokenizer import Message, Tokenizer
+from quasar.runtime.tokenizer import Tokenizer
 
 DraftLength = int | Many[int | None] | None
-Prompt = str | Many[int] | Many[Message]
-"""Text, token ids, or chat messages."""
+Prompt = str | Many[int] | Array | Many[Message]
+"""Text, token ids (also as an array [N] or [1, N]), or chat messages."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def load(
     batch_invariant: bool = False,
     acceptance: Acceptance = "matching",
     prepacked: Path | None = None,
+    generation_config: GenerationConfig = "auto",
 ) -> Model:
     """Load a bundle for generation.
 
@@ -69,6 +73,8 @@ def load(
         acceptance: `matching`: sampled output is the same for every chain that ends in the same engine, and for every draft
             length. `rejection`: accepts more of a sampled draft, but the output is only the same in distribution.
         prepacked: a folder of `quasar.engines.prepacked`, from which processes share weights.
+        generation_config: `auto`: where the caller sets no parameters, sampling is as the model's authors chose, which the
+            bundle carries. `off`: it is greedy.
 
     Raises:
         UsageError: no such bundle, chain, engine or provider.
@@ -79,10 +85,11 @@ def load(
     lengths = draft_lengths(spec, draft_length)
     if acceptance not in ACCEPTANCES:
         raise UsageError(f"acceptance is {acceptance!r}; it must be one of {', '.join(ACCEPTANCES)}")
+    defaults = default_params(opened, generation_config)
     pool = EnginePool(opened, Execution(backend, provider, threads, batch_invariant, prepacked))
     pool.check(spec)
     tokenizer = Tokenizer(opened.tokenizer_folder(), opened.engine(spec.law).vocab_size)
-    return Model(pool, tokenizer, spec, lengths, acceptance)
+    return Model(pool, tokenizer, spec, lengths, acceptance, defaults)
 
 
 def choose_chain(bundle: Bundle, chain: str | None) -> ChainSpec:
@@ -126,7 +133,13 @@ class Model:
     """A loaded bundle with a chain. One generation runs at a time. Use it as a context manager, or close it."""
 
     def __init__(
-        self, pool: EnginePool, tokenizer: Tokenizer, chain: ChainSpec, lengths: Many[int | None], acceptance: Acceptance
+        self,
+        pool: EnginePool,
+        tokenizer: Tokenizer,
+        chain: ChainSpec,
+        lengths: Many[int | None],
+        acceptance: Acceptance,
+        defaults: SamplingParams = SamplingParams(),  # noqa: B008  it is frozen
     ) -> None:
         self._pool = pool
         self.bundle = pool.bundle
@@ -134,6 +147,7 @@ class Model:
         self.chain = chain
         self._lengths = lengths
         self.acceptance = acceptance
+        self._defaults = defaults
         slots = pool.slots(chain)
         self.engines: dict[str, Engine] = {name: slot.engine for name, slot in slots.items()}
         self.verifier = build_chain(chain, slots, lengths)
@@ -161,32 +175,60 @@ class Model:
         """
         if not self.engines:
             raise QuasarError("the model is closed; load it again")
-        return Model(self._pool.sibling(), self.tokenizer, self.chain, self._lengths, self.acceptance)
+        return Model(self._pool.sibling(), self.tokenizer, self.chain, self._lengths, self.acceptance, self._defaults)
 
     def forget(self) -> None:
         """Forget earlier answers, of which `suffix-pool` makes proposals."""
         self.verifier.forget()
 
+    def sampling_params(self, **changes: Any) -> SamplingParams:
+        """The parameters that hold where none are given, with `changes` on top, by the names of `SamplingParams`.
+
+        Raises:
+            UsageError: a value that has no meaning.
+        """
+        return replace(self._defaults, **changes)
+
     @overload
-    def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> Result: ...  # type: ignore[overload-overlap]
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: Prompt, params: SamplingParams | None = None, **chat: Unpack[ChatOptions]
+    ) -> Result: ...
     @overload
-    def generate(self, prompt: Many[Prompt], params: SamplingParams | None = None) -> list[Result]: ...
+    def generate(
+        self, prompt: Many[Prompt], params: SamplingParams | None = None, **chat: Unpack[ChatOptions]
+    ) -> list[Result]: ...
     @overload
-    def generate(self, prompt: None = None, params: SamplingParams | None = None, *, messages: Many[Message]) -> Result: ...
+    def generate(
+        self,
+        prompt: None = None,
+        params: SamplingParams | None = None,
+        *,
+        messages: Many[Message],
+        **chat: Unpack[ChatOptions],
+    ) -> Result: ...
 
     def generate(
-        self, prompt: Any = None, params: SamplingParams | None = None, *, messages: Many[Message] | None = None
+        self,
+        prompt: Any = None,
+        params: SamplingParams | None = None,
+        *,
+        messages: Many[Message] | None = None,
+        **chat: Unpack[ChatOptions],
     ) -> Result | list[Result]:
         """Answer a prompt: text, token ids, or chat messages. A list of prompts gives a list of results, one by one.
 
-        Text is taken as it is; only messages go through the chat template.
+        Text is taken as it is; only messages go through the chat template. Without `params` the bundle's defaults hold; with
+        them, nothing of the bundle does.
+
+        Args:
+            chat: what goes with messages, and with them only.
 
         Raises:
             UsageError: the prompt is empty, does not fit the context, or holds ids outside the vocabulary.
         """
         if messages is None and _is_many(prompt):
-            return [self.stream(one, params).finish() for one in prompt]
-        return self.stream(prompt, params, messages=messages).finish()
+            return [self.stream(one, params, **chat).finish() for one in prompt]
+        return self.stream(prompt, params, messages=messages, **chat).finish()
 
     def stream(
         self,
@@ -195,6 +237,7 @@ class Model:
         *,
         messages: Many[Message] | None = None,
         reuse_cache: bool = False,
+        **chat: Unpack[ChatOptions],
     ) -> Generation:
         """As `generate`, piece by piece: iterate over what this gives.
 
@@ -202,19 +245,32 @@ class Model:
             reuse_cache: keep what the last generation left in the cache and this prompt begins with, as a chat does. The
                 same prompt may then be cut into other passes than without, and a near-tie be decided otherwise.
         """
-        return self.answer(self.read(prompt, messages), params, reuse_cache=reuse_cache)
+        return self.answer(self.read(prompt, messages, **chat), params, reuse_cache=reuse_cache)
 
-    def read(self, prompt: Prompt | None = None, messages: Many[Message] | None = None) -> ReadPrompt:
+    def read(
+        self,
+        prompt: Prompt | None = None,
+        messages: Many[Message] | None = None,
+        *,
+        tools: Many[Tool] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> ReadPrompt:
         """A prompt's tokens, for `answer`. Touches no engine, so any thread may do it at any time.
+
+        Args:
+            tools, chat_template_kwargs: see `ChatOptions`.
 
         Raises:
             UsageError: the prompt is empty, does not fit the context, or holds ids outside the vocabulary.
         """
         if (prompt is None) == (messages is None):
             raise UsageError("give either a prompt or messages")
-        if messages is not None and not _is_chat(messages):
-            raise UsageError('messages must be a list of {"role": ..., "content": ...}')
-        ids = self.tokenize(prompt if messages is None else messages)
+        asked: Any = prompt if messages is None else messages
+        if messages is not None or is_messages(prompt):
+            asked = Chat(asked, tools, chat_template_kwargs)
+        elif tools is not None or chat_template_kwargs is not None:
+            raise UsageError("tools and chat_template_kwargs go through the chat template; give messages")
+        ids = self.tokenize(asked)
         return ReadPrompt(ids, ids if isinstance(prompt, str) else [])
 
     def answer(self, prompt: ReadPrompt, params: SamplingParams | None = None, *, reuse_cache: bool = False) -> Generation:
@@ -223,20 +279,23 @@ class Model:
             raise UsageError(f"params is {type(params).__name__}; give SamplingParams")
         if not self.engines:
             raise QuasarError("the model is closed; load it again")
-        generation = Generation(self, list(prompt.ids), params or SamplingParams(), reuse_cache, prompt.continued)
+        generation = Generation(self, list(prompt.ids), params or self._defaults, reuse_cache, prompt.continued)
         self._pool.user = generation
         return generation
 
     def tokenize(self, prompt: Any) -> list[int]:
         """The ids that a prompt stands for, checked against the vocabulary and the context."""
+        if is_messages(prompt):
+            prompt = Chat(prompt)
         if isinstance(prompt, str):
             ids = self.tokenizer.encode(prompt)
-        elif _is_chat(prompt):
+        elif isinstance(prompt, Chat):
             ids = self.tokenizer.encode_chat(prompt)
-        elif isinstance(prompt, (bytes, Mapping)) or not hasattr(prompt, "__iter__"):
+        elif isinstance(prompt, (bytes, Mapping)) or not (hasattr(prompt, "__iter__") or is_array(prompt)):
             raise UsageError(f"the prompt is {type(prompt).__name__}; give text, token ids or a list of messages")
         else:
-            ids = [_token_id(part, self.vocab_size) for part in prompt]
+            parts = one_prompt(prompt) if is_array(prompt) else prompt
+            ids = [_token_id(plain(part), self.vocab_size) for part in parts]
         if not ids:
             raise UsageError("the prompt is empty; at least one token is needed")
         if len(ids) >= self.max_length:
@@ -255,11 +314,7 @@ def _is_many(prompt: Any) -> bool:
     """Whether this is a list of prompts rather than one."""
     if not isinstance(prompt, (list, tuple)) or not prompt:
         return False
-    return all(isinstance(part, str) or (not isinstance(part, Mapping) and hasattr(part, "__len__")) for part in prompt)
-
-
-def _is_chat(prompt: Any) -> bool:
-    return isinstance(prompt, (list, tuple)) and bool(prompt) and all(isinstance(part, Mapping) for part in prompt)
+    return all(isinstance(part, str) or (not isinstance(part, Mapping) and hasattr(plain(part), "__len__")) for part in prompt)
 
 
 def _token_id(value: Any, vocab_size: int) -> int:

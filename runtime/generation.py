@@ -74,7 +74,9 @@ class Generation:
         self._params = params
         self._reuse_cache = reuse_cache
         eos = () if params.ignore_eos else model.bundle.manifest.stop_token_ids
-        self._stop_ids = frozenset((*eos, *params.stop_token_ids))
+        # special tokens have no text that a stop string could be found in
+        special = (token for stop in params.stop if (token := model.tokenizer.special_id(stop)) is not None)
+        self._stop_ids = frozenset((*eos, *params.stop_token_ids, *special))
         self._limit = min(params.max_new_tokens, model.max_length - len(prompt))
         self._stream = TextStream(model.tokenizer, params.stop, continued)
         self._text: list[str] = []

@@ -1,12 +1,16 @@
-"""Options that quasar-generate and quasar-bench share."""
+"""Options that the commands share."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from quasar.engines.errors import UsageError
 from quasar.engines.manifest import BACKENDS
+from quasar.engines.manifest import SAMPLING as CARRIED
+from quasar.runtime.chat import check_options
+from quasar.runtime.defaults import GENERATION_CONFIGS
 from quasar.runtime.execution import Execution
 from quasar.runtime.generate import DraftLength
 from quasar.runtime.sampler import ACCEPTANCES
@@ -25,18 +29,69 @@ SAMPLING = {
 """Fields of SamplingParams that are options: type, metavar, help."""
 
 
-def add_sampling_options(p: argparse.ArgumentParser) -> None:
-    """Options for `sampling_params`."""
+def add_sampling_options(p: argparse.ArgumentParser, of_bundle: bool) -> None:
+    """Options for `sampling_options`.
+
+    Args:
+        of_bundle: what is not given is as the bundle's defaults are.
+    """
     for name, (kind, metavar, text) in SAMPLING.items():
         default = getattr(SamplingParams(), name)
-        shown = text if default is None else f"{text} (default: {default:g})"
-        p.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, metavar=metavar, help=shown)
+        own = "the bundle's, else " if of_bundle and name in CARRIED else ""
+        shown = text if default is None else f"{text} (default: {own}{default:g})"
+        p.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=shown)
     p.add_argument("--ignore-eos", action="store_true", help="go on past the model's end tokens")
 
 
-def sampling_params(args: argparse.Namespace, **others: Any) -> SamplingParams:
-    """What the options say, and `others`."""
-    return SamplingParams(**{name: getattr(args, name) for name in SAMPLING}, ignore_eos=args.ignore_eos, **others)
+def sampling_options(args: argparse.Namespace, **others: Any) -> dict[str, Any]:
+    """What the options say where they are given, and `others`, by the names of `SamplingParams`.
+
+    Raises:
+        UsageError: a value that has no meaning.
+    """
+    given = {name: getattr(args, name) for name in SAMPLING if getattr(args, name) is not None}
+    asked = {**given, "ignore_eos": args.ignore_eos, **others}
+    SamplingParams(**asked)  # said before anything is loaded
+    return asked
+
+
+def add_generation_config_option(p: argparse.ArgumentParser) -> None:
+    """The option that switches a bundle's defaults off."""
+    p.add_argument(
+        *("--generation-config",), choices=GENERATION_CONFIGS, default="auto",
+        help="sampling where nothing is given: auto is as the model's authors chose, off is greedy (default: auto)",
+    )  # fmt: skip
+
+
+def add_template_options(p: argparse.ArgumentParser) -> None:
+    """The option for `template_options`."""
+    p.add_argument(
+        *("--template-option",), action="append", default=[], metavar="NAME=VALUE",
+        help="a variable of the chat template, e.g. enable_thinking=false; VALUE is JSON, or else text; may be repeated",
+    )  # fmt: skip
+
+
+def template_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Variables of the chat template, as the options say.
+
+    Raises:
+        UsageError: an option has no name or no value, or a name that is not free.
+    """
+    found = {}
+    for option in args.template_option:
+        name, equals, value = option.partition("=")
+        if not name or not equals:
+            raise UsageError(f"--template-option {option}: give NAME=VALUE, such as enable_thinking=false")
+        found[name] = _json_or_text(value)
+    check_options(found)
+    return found
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def add_loading_options(p: argparse.ArgumentParser) -> None:

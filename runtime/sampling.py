@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from quasar.engines.engine import Float32, Int64
 from quasar.engines.errors import UsageError
+from quasar.runtime.arrays import is_array, plain
 
 MAX_LOGPROBS = 50
 
@@ -29,12 +30,13 @@ class SamplingParams:
         presence_penalty: taken off the logits of tokens of the output, -2 to 2.
         frequency_penalty: the same, once per occurrence.
         seed: of the random numbers; None for others each time.
-        stop: strings that end the answer; the text is cut before them.
-        stop_token_ids: ids that end the answer, besides the model's own.
+        stop: strings that end the answer, or one of them; the text is cut before them. None for none.
+        stop_token_ids: ids that end the answer, besides the model's own. None for none.
         ignore_eos: go on past the model's own end tokens.
         logprobs: report the log-probability of each new token, and of this many most likely ones; None for neither.
 
-    Applied in the order of transformers: penalties, temperature, top_k, top_p, min_p.
+    Applied in the order of transformers: penalties, temperature, top_k, top_p, min_p. Numbers of numpy and torch become
+    Python's own.
 
     Raises:
         UsageError: a value that has no meaning.
@@ -55,14 +57,13 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        for name in ("stop", "stop_token_ids"):
-            if not isinstance(getattr(self, name), (tuple, list)):
-                raise UsageError(f"{name} is {getattr(self, name)!r}; give a tuple")
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        _make_tuple(self, "stop", "give strings")
+        _make_tuple(self, "stop_token_ids", "give token ids")
         if any(not isinstance(text, str) or not text for text in self.stop):
             raise UsageError("stop holds an empty string, which is everywhere; leave it out")
-        if any(not isinstance(token, int) for token in self.stop_token_ids):
+        if any(not _is_integer(token) for token in self.stop_token_ids):
             raise UsageError(f"stop_token_ids is {self.stop_token_ids!r}; give token ids")
         _check(self, "max_new_tokens", _is_integer, lambda n: n >= 1, "give an integer of at least 1")
         _check(self, "temperature", _is_number, lambda t: 0 <= t < math.inf, "it must be 0 (greedy) or more")
@@ -88,12 +89,22 @@ class SamplingParams:
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
 
 
+def _make_tuple(params: SamplingParams, name: str, advice: str) -> None:
+    """Make a field a tuple of plain values."""
+    given = getattr(params, name)
+    value = given.tolist() if is_array(given) else given
+    parts = () if value is None else (value,) if isinstance(value, str) else value
+    if not isinstance(parts, (tuple, list)):
+        raise UsageError(f"{name} is {given!r}; {advice}")
+    object.__setattr__(params, name, tuple(map(plain, parts)))
+
+
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check(params: SamplingParams, name: str, kind: Any, allowed: Any, advice: str) -> None:

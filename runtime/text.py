@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quasar.runtime.tokenizer import StreamDecoder, Tokenizer
+from quasar.runtime.stream_decoder import StreamDecoder
+from quasar.runtime.tokenizer import Tokenizer
 
 
 class TextStream:

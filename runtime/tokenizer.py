@@ -1,34 +1,33 @@
-"""Text to token ids and back: tokenizer file, chat template, and a decoder for streams."""
+"""Text to token ids and back."""
 
 from __future__ import annotations
 
-import datetime
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as TokenizerFile
 
 from quasar.engines.errors import BundleError, UsageError
+from quasar.runtime.chat import Chat
+from quasar.runtime.chat_template import DEFAULT, ChatTemplates, read_templates
 
-Message = Mapping[str, Any]
-"""`{"role": "user", "content": "..."}`"""
-
-REPLACEMENT = "\ufffd"
-CONTEXT_IDS = 8
-"""Ids of the text before that are decoded with the first word."""
+BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
 class Tokenizer:
     """The tokenizer of a model.
 
     Args:
-        folder: holds `tokenizer.json`, and where the model has them `tokenizer_config.json` and `chat_template.jinja`.
-        vocab_size: rows of the model's embedding, which every id must fit.
+        folder: holds `tokenizer.json`, and where the model has them `tokenizer_config.json`, `chat_template.jinja` and
+            `additional_chat_templates`.
+        vocab_size: rows of the model's embedding. The tokenizer may have tokens beyond them, such as one for padding, and
+            the model rows that are no token.
+
+    Attributes:
+        templates: of chats.
     """
 
     def __init__(self, folder: Path, vocab_size: int) -> None:
@@ -39,16 +38,18 @@ class Tokenizer:
             raise BundleError(f"{path}: cannot be read ({error}); export the bundle again") from None
         self._file.no_padding()
         self._file.no_truncation()
-        largest = max(self._file.get_vocab(with_added_tokens=True).values(), default=-1)
-        if largest >= vocab_size:
-            raise BundleError(f"{path}: token id {largest} does not fit the model's vocabulary of {vocab_size}; wrong tokenizer")
+        self._vocab_size = vocab_size
+        self._special = {token.content for token in self._file.get_added_tokens_decoder().values() if token.special}
+        decoder = self._file.decoder
+        self._joins_bytes = decoder is not None and decoder.decode(["<0x41>", "<0x42>"]) == "AB"
         self._config = _read_config(folder / "tokenizer_config.json")
-        self._template = _read_template(folder, self._config)
+        named = {name: text for name, value in self._config.items() if name.endswith("_token") and (text := _token_text(value))}
+        self.templates = ChatTemplates(read_templates(folder, self._config), named)
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether chat messages can be rendered."""
-        return self._template is not None
+        """Whether the model has a template for chats without tools."""
+        return DEFAULT in self.templates.names
 
     def token_id(self, token: str) -> int | None:
         """The id of a token by its text."""
@@ -62,91 +63,66 @@ class Tokenizer:
         return found
 
     @property
+    def special_tokens(self) -> set[str]:
+        """Texts of the tokens that are left out of decoded text."""
+        return self._special
+
+    @property
     def eos_token(self) -> str | None:
         """The end token that the tokenizer's configuration names."""
         return _token_text(self._config.get("eos_token"))
 
+    def special_id(self, text: str) -> int | None:
+        """The id of a special token by its text; None where it is none."""
+        return self.token_id(text) if text in self._special else None
+
+    def has_text(self, token: int) -> bool:
+        """Whether an id is of any token, and not of a special one: others are left out by `decode`."""
+        text = self._file.id_to_token(token)
+        return text is not None and text not in self._special
+
+    def is_byte(self, token: int) -> bool:
+        """Whether an id stands for a byte, and its text depends on the whole run of such ids."""
+        return self._joins_bytes and BYTE.fullmatch(self._file.id_to_token(token) or "") is not None
+
     def encode(self, text: str, special_tokens: bool = True) -> list[int]:
-        """Token ids; with `special_tokens`, those that the tokenizer puts around a text are added."""
+        """Token ids.
+
+        Args:
+            special_tokens: add those that the tokenizer puts around a text. Those before it are not put there twice, where
+                the text begins with them: a chat that was rendered has its own.
+
+        Raises:
+            UsageError: the text is no Unicode, or has a token that the model has no row for.
+        """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise UsageError(f"the text is not Unicode at character {error.start}; give UTF-8") from None
-        ids: list[int] = self._file.encode(text, add_special_tokens=special_tokens).ids
-        return ids
+        encoded = self._file.encode(text, add_special_tokens=special_tokens)
+        ids: list[int] = encoded.ids
+        for token in ids:
+            if token >= self._vocab_size:
+                name = self._file.id_to_token(token)
+                raise UsageError(f"the text has {name!r}, token {token}, and the model knows {self._vocab_size}; leave it out")
+        added = encoded.special_tokens_mask.index(0) if 0 in encoded.special_tokens_mask else 0
+        return ids[added:] if ids[:added] == ids[added : 2 * added] else ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text, special tokens left out."""
+        """Text, special tokens left out, and ids that are no token."""
         text: str = self._file.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def render(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
-        """The chat template applied to messages.
+    def render(self, chat: Chat, generation_prompt: bool = True) -> str:
+        """The text of a chat: see `ChatTemplates.render`."""
+        return self.templates.render(chat, generation_prompt)
 
-        Raises:
-            UsageError: the model has no chat template, or the template refuses the messages.
-        """
-        if self._template is None:
-            raise UsageError("this model has no chat template; give plain text (--raw)")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-        special = {k: _token_text(v) for k, v in self._config.items() if k.endswith("_token") and _token_text(v)}
-        try:
-            return environment.from_string(self._template).render(
-                messages=list(messages), add_generation_prompt=generation_prompt, **special
-            )
-        except TemplateSyntaxError as error:
-            raise BundleError(f"chat template: {error}; correct the template") from None
-        except MemoryError:
-            raise
-        except Exception as error:  # a template is a program, and can fail in as many ways
-            reason = str(error) or type(error).__name__
-            raise UsageError(f"chat template: {reason}; check the messages' roles and contents") from None
-
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of messages, ready for an answer where the last is the user's.
+    def encode_chat(self, chat: Chat) -> list[int]:
+        """Token ids of a chat, ready for an answer where the last message is not one.
 
         The template writes its own special tokens.
         """
-        answer = bool(messages) and messages[-1].get("role") != "assistant"
-        return self.encode(self.render(messages, answer), special_tokens=False)
-
-
-class StreamDecoder:
-    """Turns a growing sequence of ids into pieces of text whose concatenation is the text of the whole.
-
-    A character may be spread over several tokens, and a token may read differently alone than after its neighbours; so
-    each piece is the difference of two decodings that start at the same token, and is held back while it ends in the
-    middle of a character.
-
-    Args:
-        context: ids of the text that this one continues. Some tokenizers drop the space before a text's first word, which
-            is wanted when the text goes on.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = list(context[-CONTEXT_IDS:])
-        self._prefix = 0  # decodings start here
-        self._read = len(self._ids)  # ids whose text was given out
-
-    def push(self, token: int) -> str:
-        """The text that `token` completes; may be empty."""
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids[self._prefix :])
-        return "" if text.endswith(REPLACEMENT) else self._give(text)
-
-    def flush(self) -> str:
-        """What is left: a character that was never completed."""
-        return self._give(self._tokenizer.decode(self._ids[self._prefix :]))
-
-    def _give(self, text: str) -> str:
-        """The end of `text` that was not given out, which counts as given from now on."""
-        before = self._tokenizer.decode(self._ids[self._prefix : self._read])
-        self._prefix, self._read = self._read, len(self._ids)
-        return text[len(before) :]
+        return self.encode(self.render(chat, chat.wants_answer), special_tokens=False)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -159,25 +135,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{file}: cannot be read ({error}); export the bundle again") from None
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
-
-
 def _token_text(token: Any) -> str | None:
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
-
-
-def _raise(message: str) -> None:
-    raise TemplateError(message)

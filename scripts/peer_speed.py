@@ -24,6 +24,7 @@ from typing import Any
 
 from quasar.engines.bundle import open_bundle
 from quasar.runtime.bench.prompts import read_prompts
+from quasar.runtime.chat import Chat
 from quasar.runtime.tokenizer import Tokenizer
 
 DRAFT, NGRAM = 5, 3
@@ -135,7 +136,7 @@ def main() -> None:
     bundle = open_bundle(args.bundle)
     tokenizer = Tokenizer(bundle.tokenizer_folder(), next(iter(bundle.manifest.engines.values())).vocab_size)
     questions = [turns[0] for turns in read_prompts(args.prompts, None).turns]
-    prompts = [tokenizer.encode_chat([{"role": "user", "content": question}]) for question in questions]
+    prompts = [tokenizer.encode_chat(Chat([{"role": "user", "content": question}])) for question in questions]
     generate = SYSTEMS[args.system](args.model, args.lookup)
     list(generate(prompts[0], 8))  # warm-up
     ends = set(bundle.manifest.stop_token_ids)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from quasar.engines.bundle import MANIFEST, Bundle, atomic_bundle, check_output, list_files, open_bundle, write_manifest
 from quasar.engines.errors import BundleError, UsageError
-from quasar.engines.manifest import ENGINE_NAME, FORMAT_VERSION, BundleFile, EngineEntry, Manifest, parse_manifest
+from quasar.engines.manifest import ENGINE_NAME, FORMAT_VERSION, SAMPLING, BundleFile, EngineEntry, Manifest, parse_manifest
 
 CONTENT = {"int8/model.onnx": b"graph", "int8/weights.bin": b"\x00weights" * 9, "tokenizer/tokenizer.json": b"{}"}
 INT8 = EngineEntry(
@@ -46,6 +46,7 @@ MANIFEST_OF_CONTENT = Manifest(
     calibration={"alpha": {"lm_head": 0.5}},
     thresholds={},
     versions={"quasar": "0.1.0"},
+    sampling={"temperature": 0.6, "top_k": 20},
 )
 VALID: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(MANIFEST_OF_CONTENT)))
 
@@ -152,6 +153,7 @@ MANIFESTS = st.builds(
     calibration=FIGURES,
     thresholds=FIGURES,
     versions=st.dictionaries(NAMES, NAMES, max_size=3),
+    sampling=st.dictionaries(st.sampled_from(SAMPLING), st.one_of(st.floats(0, 1e9), st.integers(0, 10**9)), max_size=3),
     format_version=st.just(FORMAT_VERSION),
 )
 
@@ -250,7 +252,7 @@ def test_any_file_path_opens_or_is_a_bundle_error(reused_bundle: Path, path: str
 
 
 REQUIRED = [
-    *((key,) for key in VALID),
+    *((key,) for key in VALID if key != "sampling"),
     *(("engines", "int8", key) for key in VALID["engines"]["int8"] if key not in ("name", "plan")),
     *(("files", 0, key) for key in VALID["files"][0]),
 ]
@@ -260,6 +262,20 @@ REQUIRED = [
 def test_a_missing_field_is_named(path: tuple[Any, ...]) -> None:
     with pytest.raises(BundleError, match=f"'{path[-1]}' is missing"):
         parse_manifest(json.dumps(mutated(path, DELETED)), "here")
+
+
+def test_a_bundle_without_sampling_has_no_defaults() -> None:
+    assert parse_manifest(json.dumps(mutated(("sampling",), DELETED)), "here").sampling == {}
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [None, [], 0.6, {"beam": 4}, {"seed": 1}, {"temperature": "hot"}, {"temperature": None}, {"top_k": True}, {"top_p": -1},
+     {"top_k": 10**400}, {"temperature": float("nan")}, {"temperature": float("inf")}],
+)  # fmt: skip
+def test_sampling_that_cannot_be_is_refused(sampling: Any) -> None:
+    with pytest.raises(BundleError, match=r"here: sampling.*export the bundle again"):
+        parse_manifest(json.dumps(mutated(("sampling",), sampling)), "here")
 
 
 @pytest.mark.parametrize("version", [0, FORMAT_VERSION + 1, -1])

@@ -19,8 +19,7 @@ from quasar.calibration.blocks import Blocks, Grid
 from quasar.calibration.calibrate import HeadView, LayerView, Observer, calibrate
 from quasar.calibration.four_bit import BlockStore, FourBit
 from quasar.calibration.gptq import gram, quantize_compensated
-from quasar.calibration.groups import GROUPS
-from quasar.calibration.observe import FloatModel
+from quasar.calibration.groups import GROUPS, LayerForm
 from quasar.calibration.quantize import fake_quantize_rows, fake_quantize_tokens
 from quasar.calibration.rotation import Rotated
 from quasar.calibration.schemes import FLOAT, PER_TOKEN, STATIC, TWO_PARTS, Budget, Linear, Option, Scheme, choose
@@ -30,6 +29,7 @@ from quasar.calibration.source import TensorSource
 from quasar.calibration.w8a8 import Choices, Recipe, W8A8Search
 from quasar.engines.errors import UsageError
 from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
+from quasar.exporter.model.float_layer import float_model
 from quasar.exporter.options import ExportOptions
 from quasar.exporter.quantized import Quantized, Wanted, quantize
 
@@ -94,13 +94,12 @@ def walk(
 ) -> None:
     source = source or checkpoint
     with torch.inference_mode():
-        model = FloatModel(checkpoint.config, source, checkpoint.architecture.sliding_windows)
+        model = float_model(checkpoint.architecture, source, 64)
         calibrate(model, source, sequences, observers, advance)
 
 
 def searched(checkpoint: Checkpoint, sequences: list[list[int]], source: TensorSource | None = None, **recipe: Any) -> W8A8Search:
-    a = checkpoint.architecture
-    search = W8A8Search(Recipe(a.query_groups, a.head_dim, **recipe))
+    search = W8A8Search(Recipe(checkpoint.architecture.form, **recipe))
     walk(checkpoint, sequences, search, source=source)
     return search
 
@@ -336,7 +335,7 @@ def test_the_budget_of_the_recipe_decides() -> None:
     ruined = Option(PER_TOKEN, None, torch.ones(2), None, 1.0)
     linears = {"x": Linear(1, {PER_TOKEN: ruined}), "y": Linear(1, {PER_TOKEN: ruined})}
     for share, count in ((0.0, 0), (0.5, 1), (1.0, 2)):
-        choices = W8A8Search(Recipe(1, 2, budget=Budget(0.0, share)), linears).choices()
+        choices = W8A8Search(Recipe(LayerForm(1, 2), budget=Budget(0.0, share)), linears).choices()
         assert sum(option.scheme == FLOAT for option in choices.options.values()) == count
 
 
@@ -470,7 +469,7 @@ def quantized(
         assert sum(steps[name]) == parts
 
     export = ExportOptions("demo", folder / "bundle", **options)
-    result = quantize(checkpoint.config, checkpoint.architecture, source or checkpoint, text(), wanted, export, folder, progress)
+    result = quantize(checkpoint.architecture, source or checkpoint, text(), wanted, export, folder, 64, progress)
     assert list(steps) == (["try rotation", "calibrate"] if export.rotation == "auto" else ["calibrate"])
     return result
 

@@ -205,7 +205,7 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "bad heads": (lambda d: edit_config(d, num_key_value_heads=3), "num_key_value_heads"),
     "shape mismatch": (
         lambda d: edit_config(d, intermediate_size=500),
-        "has shape [512, 192], config.json asks for [500, 192]",
+        "has shape [512, 192], not [500, 192] as configured",
     ),
     "more layers": (lambda d: edit_config(d, num_hidden_layers=7, layer_types=None), "the weights lack model.layers.6"),
     "truncated weights": (lambda d: truncate(d / "model.safetensors", 0.7), "model.safetensors: cannot be read"),

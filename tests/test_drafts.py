@@ -28,6 +28,7 @@ from quasar.exporter.cli import main as export_main
 from quasar.exporter.draft import ModelDraft, PrunedDraft, parse_drafts
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.decoder import AttentionForm
+from quasar.exporter.model import float_layer
 from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.model.draft_model import FittedVocabulary, fit_vocabulary
 from quasar.runtime.cli import main as generate_main
@@ -45,7 +46,7 @@ def complaint(capsys: Capture, *arguments: str) -> str:
 
 
 def float_model(checkpoint: Checkpoint) -> FloatModel:
-    return FloatModel(checkpoint.config, checkpoint, checkpoint.architecture.sliding_windows)
+    return float_layer.float_model(checkpoint.architecture, checkpoint, 128)
 
 
 def pruned_logits(checkpoint: Checkpoint, kept: Collection[int], ids: np.ndarray) -> np.ndarray:
@@ -339,7 +340,7 @@ def test_another_vocabulary_is_refused(tmp_path: Path, capsys: Capture) -> None:
 def test_a_draft_of_fewer_positions_is_refused(tmp_path: Path, capsys: Capture) -> None:
     draft = make_checkpoint(tmp_path / "small", "llama2", tokenizer=True, vocab_size=4096)
     command = ["--model", "demo", "--engines", "float", "--output", str(tmp_path / "out"), "--draft", f"model:{draft}"]
-    assert "it knows 256 positions, the bundle has 4096; export with --max-length 256" in complaint(capsys, *command)
+    assert "it knows 512 positions, the bundle has 4096; export with --max-length 512" in complaint(capsys, *command)
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
@@ -348,7 +349,7 @@ def test_what_is_wrong_with_a_draft_is_said_of_the_draft(tmp_path: Path, capsys:
     command = ["--model", "demo", "--engines", "float", "--output", str(tmp_path / "out"), "--draft", f"model:{draft}"]
     config = json.loads((draft / "config.json").read_text())
     (draft / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
-    assert f"--draft model:{draft}: config.json: hidden_act is 'gelu'" in complaint(capsys, *command)
+    assert f"--draft model:{draft}: {draft}/config.json: hidden_act is 'gelu'" in complaint(capsys, *command)
     (draft / "config.json").write_text(json.dumps(config))
     (draft / "tokenizer.json").unlink()
     assert f"{draft}: no tokenizer.json" in complaint(capsys, *command)

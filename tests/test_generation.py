@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -193,6 +194,37 @@ def test_prompts_of_every_kind(plain: Model) -> None:
     assert plain.generate(np.array(ids), params).ids == one.ids
     many = plain.generate([ids, chat(QUESTIONS[0]), text], params)
     assert [done.ids for done in many] == [one.ids] * 3
+
+
+def test_a_prompt_may_be_an_array(plain: Model) -> None:
+    ids = [1, 300, 400, 500]
+    arrays = (np.array(ids), np.array([ids], dtype=np.int32), torch.tensor(ids), torch.tensor([ids]), list(torch.tensor(ids)))
+    for prompt in (*arrays, list(np.array(ids)), [np.array(one) for one in ids]):
+        read = plain.read(prompt).ids
+        assert read == ids
+        assert all(type(token) is int for token in read)
+    params = SamplingParams(max_new_tokens=3)
+    one = plain.generate(torch.tensor([ids]), params)
+    assert [done.ids for done in plain.generate([torch.tensor([ids]), np.array(ids)], params)] == [one.ids, one.ids]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (torch.ones(2, 5, dtype=torch.int64), r"an array of shape \[2, 5\]; give \[N\] or \[1, N\] for one prompt, and a list"),
+        (np.ones((1, 1, 5), dtype=np.int64), r"an array of shape \[1, 1, 5\]"),
+        (np.array(5), r"an array of shape \[\]"),
+        (torch.ones(1, 0, dtype=torch.int64), "the prompt is empty"),
+        (np.array([1.0]), "token id 1.0 is not an integer"),
+        (torch.tensor([[True]]), "token id True is not an integer"),
+        ([torch.tensor(1.0)], "token id 1.0 is not an integer"),
+        ([np.bool_(True)], "token id True is not an integer"),
+        (torch.tensor([4096]), "token id 4096 is outside the vocabulary"),
+    ],
+)
+def test_an_array_that_is_no_prompt_is_refused_with_advice(plain: Model, prompt: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plain.generate(prompt)
 
 
 @pytest.mark.parametrize("prompt", ["", [], [4096], [-1], [1.5], ["a", 3], 5, b"text", {"role": "user", "content": "x"}])

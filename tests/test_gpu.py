@@ -28,6 +28,7 @@ from quasar.engines.tensorrt import TensorRtEngine
 from quasar.engines.tensorrt_library import load_library
 from quasar.exporter.cli import main as export_main
 from quasar.runtime import SamplingParams, load
+from quasar.runtime.chat import Chat
 from quasar.runtime.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.gpu
@@ -98,7 +99,7 @@ def tie_between_runs(root: Path, name: str) -> float:
 def prompts(root: Path) -> list[list[int]]:
     opened = open_bundle(root)
     tokenizer = Tokenizer(opened.tokenizer_folder(), next(iter(opened.manifest.engines.values())).vocab_size)
-    return [tokenizer.encode_chat([{"role": "user", "content": question}]) for question in QUESTIONS]
+    return [tokenizer.encode_chat(Chat([{"role": "user", "content": question}])) for question in QUESTIONS]
 
 
 @pytest.mark.parametrize("name", ENGINES)

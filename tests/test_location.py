@@ -269,7 +269,7 @@ def test_an_alias_is_known_in_any_case(hub: Hub) -> None:
         ("./owner/name", "no such folder"),
         ("https://huggingface.co/Qwen/Qwen3-0.6B/tree/main", "give the Hugging Face id alone, which is Qwen/Qwen3-0.6B"),
         ("hf.co/Qwen/Qwen3-0.6B", "which is Qwen/Qwen3-0.6B"),
-        ("owner/my model", "no such folder, and no Hugging Face id, which is owner/name in letters, digits, -, _ and ."),
+        ("owner/my model", "no such folder, and no Hugging Face id, which is owner/name of letters, digits, -, _ and ."),
         ("owner/", "no Hugging Face id"),
         ("my model", "neither a folder nor a known alias (demo, qwen3, "),
         ("a" * 300, "cannot be looked up (File name too long)"),

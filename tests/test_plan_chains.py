@@ -55,7 +55,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
     text = [np.random.default_rng(seed).integers(5, a.vocab_size, 64).tolist() for seed in range(4)]
     options = ExportOptions("demo", root, alphas=(None,), budget=Budget(0, 0), schemes=(PER_TOKEN,), rotation="off")
     wanted = Wanted(int8=True, int4=True, symmetric_int4=True)
-    quantized = quantize(checkpoint.config, a, checkpoint, text, wanted, options, root, _no_progress)
+    quantized = quantize(a, checkpoint, text, wanted, options, root, 64, _no_progress)
     blueprints = [
         float_engine(checkpoint, False),
         int8_engine(checkpoint, quantized, False),

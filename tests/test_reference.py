@@ -48,7 +48,7 @@ def test_logits_are_those_of_transformers_one_sequence_at_a_time(
     """Sequences share a pass as rows of a padded batch; layers are in memory or stay on disk."""
     monkeypatch.setattr(reference, "RESIDENT", resident)
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
-    found = Reference.measure(checkpoint, SEQUENCES, progress)
+    found = Reference.measure(checkpoint, SEQUENCES, 64, progress)
     assert BAR.parts == checkpoint.architecture.num_hidden_layers
     config = {} if family != "pangu" else {"config": checkpoint.config}
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **config).eval()
@@ -80,5 +80,5 @@ def test_what_transformers_cannot_load_is_one_line(tmp_path: Path, monkeypatch: 
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:2000])
     with pytest.raises(UsageError, match=r"transformers cannot load the model to compare with .*; get an intact copy") as caught:
-        Reference.measure(checkpoint, SEQUENCES, progress)
+        Reference.measure(checkpoint, SEQUENCES, 64, progress)
     assert "\n" not in str(caught.value)

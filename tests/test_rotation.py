@@ -28,6 +28,7 @@ from quasar.calibration.rotation_gain import (
 )
 from quasar.calibration.source import TensorSource
 from quasar.calibration.w8a8 import Recipe
+from quasar.exporter.model import float_layer
 from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 
 WIDTHS = [1, 2, 3, 15, 61, 64, 97, 512, 576]
@@ -170,7 +171,7 @@ def test_the_rotated_model_is_the_same_function(tmp_path: Path, family: str, ove
 
 
 def float_model(checkpoint: Checkpoint, source: TensorSource) -> FloatModel:
-    return FloatModel(checkpoint.config, source, checkpoint.architecture.sliding_windows)
+    return float_layer.float_model(checkpoint.architecture, source, 64)
 
 
 @pytest.mark.parametrize("family", ["qwen3-tied", "llama-biases"])
@@ -271,7 +272,7 @@ def gain_of(
     advance: Callable[[], object] = lambda: None,
     **recipe: Any,
 ) -> RotationGain:
-    a, turned = checkpoint.architecture, Rotated(source)
+    turned = Rotated(source)
     with torch.inference_mode():
         return measure_rotation(
             float_model(checkpoint, source),
@@ -279,7 +280,7 @@ def gain_of(
             float_model(checkpoint, turned),
             turned,
             sequences,
-            Recipe(a.query_groups, a.head_dim, **recipe),
+            Recipe(checkpoint.architecture.form, **recipe),
             advance,
         )
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -94,7 +97,7 @@ def test_an_empty_stop_string_is_refused(value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", "warm"), ("temperature", None), ("stop", None), ("stop", 5), ("stop_token_ids", 2)],
+    [("temperature", "warm"), ("temperature", None), ("stop", 5), ("stop_token_ids", 2), ("stop_token_ids", (True,))],
 )
 def test_a_value_of_the_wrong_type_is_a_usage_error_that_names_the_field(name: str, value: Any) -> None:
     assert refused(**{name: value}).startswith(name)
@@ -103,6 +106,41 @@ def test_a_value_of_the_wrong_type_is_a_usage_error_that_names_the_field(name: s
 def test_one_stop_string_stands_for_a_tuple_of_one() -> None:
     assert SamplingParams(stop="\n\n") == SamplingParams(stop=("\n\n",))
     assert SamplingParams(stop="\n\n").stop == ("\n\n",)
+
+
+def test_none_stands_for_no_stop() -> None:
+    assert SamplingParams(stop=None, stop_token_ids=None) == SamplingParams()  # type: ignore[arg-type]
+
+
+def test_lists_and_arrays_of_stop_tokens_are_kept_as_a_tuple() -> None:
+    for ids in ([3, 4], np.array([3, 4]), torch.tensor([3, 4]), (np.int32(3), torch.tensor(4))):
+        params = SamplingParams(stop_token_ids=ids)  # type: ignore[arg-type]
+        assert params.stop_token_ids == (3, 4)
+        assert all(type(token) is int for token in params.stop_token_ids)
+    assert SamplingParams(stop=["a"]).stop == ("a",)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "seed", "top_k", "logprobs"])
+@pytest.mark.parametrize("number", [np.int32(7), np.uint64(7), np.array(7), torch.tensor(7), torch.tensor(7, dtype=torch.uint8)])
+def test_integers_of_numpy_and_torch_become_plain_ones(name: str, number: Any) -> None:
+    value = getattr(SamplingParams(**{name: number}), name)
+    assert (value, type(value)) == (7, int)
+
+
+def test_other_numbers_of_numpy_and_torch_become_plain_ones() -> None:
+    params = SamplingParams(temperature=np.float32(0.5), top_p=torch.tensor(0.5), ignore_eos=np.bool_(True))  # type: ignore[arg-type]
+    assert params == SamplingParams(temperature=0.5, top_p=0.5, ignore_eos=True)
+    json.dumps(dataclasses.asdict(params))
+
+
+@pytest.mark.parametrize(
+    "value", [np.float64(7), torch.tensor(7.0), np.bool_(True), torch.tensor(True), np.array([7]), torch.tensor([7])]
+)
+def test_what_is_no_integer_stays_refused(value: Any) -> None:
+    for name in ("max_new_tokens", "seed", "top_k", "logprobs"):
+        assert refused(**{name: value}).startswith(f"{name} is ")
+    if value.shape == ():
+        assert refused(stop_token_ids=(value,)).startswith("stop_token_ids is ")
 
 
 def test_what_is_asked_for_is_kept() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models import make_checkpoint
 
 from quasar.calibration.groups import GROUPS
-from quasar.calibration.observe import FloatModel, Layer
+from quasar.calibration.observe import Layer
 from quasar.calibration.quantize import (
     fake_quantize_rows,
     fake_quantize_tensor,
@@ -24,7 +24,6 @@ from quasar.calibration.quantize import (
 )
 from quasar.calibration.schemes import PER_TOKEN, STATIC, TWO_PARTS, Option, Scheme
 from quasar.calibration.search import (
-    BLOCKS,
     CLIPS,
     COARSE,
     STEP,
@@ -36,6 +35,7 @@ from quasar.calibration.search import (
 )
 from quasar.calibration.smoothquant import channel_max, smoothing_scale, static_scale
 from quasar.exporter.model.checkpoint import open_checkpoint
+from quasar.exporter.model.float_layer import float_model
 
 ALL: tuple[Scheme, ...] = (PER_TOKEN, STATIC, TWO_PARTS)
 ACTIVATION_MAX, WEIGHT_MAX = torch.tensor([16.0, 16.0]), torch.tensor([4.0, 4.0])
@@ -293,14 +293,14 @@ class Block(torch.nn.Module):
 
 def test_damage_is_the_mean_relative_energy_of_the_quantized_output() -> None:
     module, x, smoothing = Block(), torch.randn(5, 6), torch.rand(6) + 0.5
-    layer = Layer(module, module)
+    layer = Layer(module)
     weight = module.mlp["down_proj"].weight.detach()
     with torch.inference_mode():
         exact = module(x)
         y = fake_quantize_tensor(x / smoothing, 0.05) @ fake_quantize_rows(weight * smoothing).t()
         expected = ((x + y - exact).square().sum(dim=1) / exact.square().sum(dim=1)).mean()
         after, calls = layer.record([x[:2], x[2:]], {"mlp.down_proj"})
-        judge = GroupJudge(layer, "mlp.down_proj", calls["mlp.down_proj"], torch.cat(after))
+        judge = GroupJudge(layer, "mlp.down_proj", "mlp.down_proj", calls["mlp.down_proj"], torch.cat(after))
         [original] = judge.weights
         assert torch.equal(original, weight)
         damage = judge.damage([fake_quantize_rows(weight * smoothing)], smoothing, static(0.05))
@@ -320,7 +320,7 @@ def test_an_interrupted_measurement_restores_the_float_layer() -> None:
     with torch.inference_mode():
         before = module(x)
         with pytest.raises(KeyboardInterrupt):
-            interrupted(Layer(module, module))
+            interrupted(Layer(module))
         assert torch.equal(module(x), before)
 
 
@@ -330,7 +330,7 @@ class Float:
     def __init__(self, folder: Path, family: str) -> None:
         make_checkpoint(folder, family, num_hidden_layers=1)
         self.checkpoint = open_checkpoint(str(folder))
-        self.model = FloatModel(self.checkpoint.config, self.checkpoint, self.checkpoint.architecture.sliding_windows)
+        self.model = float_model(self.checkpoint.architecture, self.checkpoint, 64)
         self.reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().model
         generator = np.random.default_rng(0)
         self.hidden = self.model.embed([generator.integers(0, 97, length).tolist() for length in (12, 5, 17)])
@@ -364,8 +364,9 @@ def small(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
 
 
 def judge_of(layer: Layer, small: Float, group: str) -> GroupJudge:
-    after, calls = layer.record(small.hidden, set(BLOCKS.values()))
-    return GroupJudge(layer, group, calls[BLOCKS[group]], torch.cat(after))
+    block = small.checkpoint.architecture.form.block(group)
+    after, calls = layer.record(small.hidden, {block})
+    return GroupJudge(layer, group, block, calls[block], torch.cat(after))
 
 
 ACTIVATIONS: Mapping[str, Activation] = {

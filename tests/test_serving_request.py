@@ -157,7 +157,7 @@ def test_names_of_the_openai_frontend_are_declared() -> None:
 
 
 def test_settings_survive_the_configuration() -> None:
-    settings = Settings("plain", "onnxruntime", "cpu", 2, "4", "rejection", True, 3)
+    settings = Settings("plain", "onnxruntime", "cpu", 2, "4", "rejection", True, 3, "off")
     assert parse_settings(settings.to_parameters()) == settings
     assert Settings().to_parameters() == {}
     assert parse_settings({"EXECUTION_ENV_PATH": "x"}) == Settings()

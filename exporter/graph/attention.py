@@ -1,8 +1,8 @@
 """Attention with a KV cache, in the two forms that runtimes accept.
 
-Both take q [B, S, Hq*D], k and v [B, S, Hkv*D] (before rotary embedding), write k and v into the cache at `start`, and
-give [B, S, Hq*D]. The caches are [B, Hkv, max_length, D]; past and present must be bound to one buffer. With `half`, caches
-and attention are float16, between float32 inputs and output.
+Both take q [B, S, Hq*D], k and v [B, S, Hkv*D], embed positions into q and k where the layer does, write k and v into the
+cache at `start`, and give [B, S, Hq*D]. The caches are [B, Hkv, max_length, D]; past and present must be bound to one buffer.
+With `half`, caches and attention are float16, between float32 inputs and output.
 """
 
 from __future__ import annotations
@@ -17,20 +17,37 @@ from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
 from quasar.exporter.model.architecture import Architecture
 from quasar.exporter.model.rope import rotary_tables
 
+Tables = list[tuple[ir.Value, ir.Value]]
+
 
 class Attention(Protocol):
     """One form of attention, made once per graph and called once per layer."""
 
     def __call__(
-        self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value
+        self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value, rotated: bool
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Attention output, present key, present value."""
+        """Attention output, present key, present value; `rotated` where q and k have been through `rotate`."""
+        ...
+
+    def rotate(self, layer: int, x: ir.Value, heads: int) -> ir.Value:
+        """Rotary embedding of q or k, [B, S, heads*D]."""
         ...
 
 
 def can_fuse(architecture: Architecture, max_batch: int) -> bool:
     """Whether ONNX Runtime's fused operator takes the model on a CPU: one stream, heads of a multiple of 16."""
     return max_batch == 1 and architecture.head_dim % 16 == 0
+
+
+def write_tables(g: GraphBuilder, architecture: Architecture, max_length: int, half: bool) -> Tables:
+    """cos and sin [max_length, head_dim / 2] of each of the architecture's ropes; with `half`, in float16."""
+    suffix, dtype = (".half", np.float16) if half else ("", np.float32)
+    tables = []
+    for index, rope in enumerate(architecture.ropes):
+        name = f"rope{index or ''}"
+        cos, sin = rotary_tables(rope, architecture.head_dim, max_length)
+        tables.append((g.weight(f"{name}.cos{suffix}", cos.astype(dtype)), g.weight(f"{name}.sin{suffix}", sin.astype(dtype))))
+    return tables
 
 
 def _positions(g: GraphBuilder, input_ids: ir.Value, start: ir.Value) -> Any:
@@ -46,8 +63,9 @@ class FusedAttention:
 
     g: GraphBuilder
     architecture: Architecture
-    cos: ir.Value
-    sin: ir.Value
+    tables: Tables
+    input_ids: ir.Value
+    start: ir.Value
     last_position: ir.Value
     total_length: ir.Value
     half: bool
@@ -57,36 +75,42 @@ class FusedAttention:
         cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, start: ir.Value, half: bool
     ) -> FusedAttention:
         """Write what all layers share: rotary tables and lengths."""
-        cos, sin = rotary_tables(architecture.rope, architecture.head_dim, max_length)
-        if half:  # the operator rotates q and k itself, in their type
-            tables = g.weight("rope.cos.half", cos.astype(np.float16)), g.weight("rope.sin.half", sin.astype(np.float16))
-        else:
-            tables = g.weight("rope.cos", cos), g.weight("rope.sin", sin)
+        # the operator rotates q and k itself, in their type; ours is float32
+        tables = write_tables(g, architecture, max_length, half and not architecture.qk_norm_after_rope)
         with g.scope("position"):
             end = g.op("Add", start, g.op("Shape", input_ids, start=1, end=2))
             last = g.op("Cast", g.op("Sub", end, g.constant([1], np.int64)), to=ir.DataType.INT32)
             total = g.op("Cast", g.op("ReduceMax", end, keepdims=0), to=ir.DataType.INT32)
-        return cls(g, architecture, *tables, last, total, half)
+        return cls(g, architecture, tables, input_ids, start, last, total, half)
 
     def __call__(
-        self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value
+        self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value, rotated: bool
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """See `Attention`."""
         a = self.architecture
-        window = a.sliding_windows[layer]
+        window, rope = a.sliding_windows[layer], a.layer_ropes[layer]
+        tables = () if rotated or rope is None else self.tables[rope]
         if self.half:
             q, k, v = (_half(self.g, x) for x in (q, k, v))
         context, *present = self.g.op(
             "GroupQueryAttention",
-            *(q, k, v, past_key, past_value, self.last_position, self.total_length, self.cos, self.sin),
+            *(q, k, v, past_key, past_value, self.last_position, self.total_length, *tables),
             outputs=3,
             domain=MICROSOFT,
             num_heads=a.num_attention_heads,
             kv_num_heads=a.num_key_value_heads,
-            do_rotary=1,
+            do_rotary=int(bool(tables)),
             local_window_size=-1 if window is None else window,
         )
         return _float(self.g, context) if self.half else context, present[0], present[1]
+
+    def rotate(self, layer: int, x: ir.Value, heads: int) -> Any:
+        """See `Attention`."""
+        rope = self.architecture.layer_ropes[layer]
+        if rope is None:
+            return x
+        positions = _positions(self.g, self.input_ids, self.start)
+        return self.g.op("RotaryEmbedding", x, *self.tables[rope], positions, num_heads=heads)
 
 
 @dataclass(frozen=True)
@@ -101,8 +125,7 @@ class PortableAttention:
 
     g: GraphBuilder
     architecture: Architecture
-    cos: ir.Value
-    sin: ir.Value
+    tables: Tables
     start: ir.Value
     positions: ir.Value
     length: ir.Value
@@ -116,7 +139,6 @@ class PortableAttention:
         cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, start: ir.Value, half: bool
     ) -> PortableAttention:
         """Write what all layers share: rotary tables, positions and masks."""
-        cos, sin = rotary_tables(architecture.rope, architecture.head_dim, max_length)
         key = g.input("context", np.int64, ["context"])
         with g.scope("position"):
             positions = _positions(g, input_ids, start)
@@ -128,16 +150,17 @@ class PortableAttention:
                 first_hidden = g.op("Sub", query, g.constant(window, np.int64))
                 masks[window] = g.op("And", causal, g.op("Greater", key, first_hidden))
             length = g.op("Shape", key)
-        tables = g.weight("rope.cos", cos), g.weight("rope.sin", sin)
-        return cls(g, architecture, *tables, start, positions, length, masks, half)
+        tables = write_tables(g, architecture, max_length, half=False)
+        return cls(g, architecture, tables, start, positions, length, masks, half)
 
     def __call__(
-        self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value
+        self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value, rotated: bool
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         """See `Attention`."""
         g, a = self.g, self.architecture
-        query = self._rotate(self._heads(q, a.num_attention_heads))
-        key = self._rotate(self._heads(k, a.num_key_value_heads))
+        rope = None if rotated else a.layer_ropes[layer]
+        query = self._rotate(rope, self._heads(q, a.num_attention_heads))
+        key = self._rotate(rope, self._heads(k, a.num_key_value_heads))
         value = self._heads(v, a.num_key_value_heads)
         if self.half:
             query, key, value = (_half(g, x) for x in (query, key, value))
@@ -155,8 +178,12 @@ class PortableAttention:
         shape = g.constant([0, 0, heads, self.architecture.head_dim], np.int64)
         return g.op("Transpose", g.op("Reshape", x, shape), perm=[0, 2, 1, 3])
 
-    def _rotate(self, x: ir.Value) -> Any:
-        return self.g.op("RotaryEmbedding", x, self.cos, self.sin, self.positions)
+    def rotate(self, layer: int, x: ir.Value, heads: int) -> Any:
+        """See `Attention`."""
+        return self._rotate(self.architecture.layer_ropes[layer], x, num_heads=heads)
+
+    def _rotate(self, rope: int | None, x: ir.Value, **attributes: Any) -> Any:
+        return x if rope is None else self.g.op("RotaryEmbedding", x, *self.tables[rope], self.positions, **attributes)
 
     def _seen(self, cache: ir.Value) -> Any:
         return self.g.op("Slice", cache, self.g.constant([0], np.int64), self.length, self.g.constant([2], np.int64))

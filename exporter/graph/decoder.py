@@ -68,16 +68,21 @@ class Decoder:
                 past = [g.input(f"past.{place}.{kind}", cache_type, cache_shape) for kind in ("key", "value")]
                 prefix = f"model.layers.{layer}"
                 with g.scope(f"layers.{layer}"):
-                    x, hidden = self._norm(g, source, f"{prefix}.input_layernorm", hidden, update)
+                    x, hidden = self._read(g, source, f"{prefix}.input_layernorm", hidden, update)
                     with g.scope("self_attn"):
                         q, k, v = self._project_qkv(g, source, prefix, x)
-                        context, *present = attend(layer, q, k, v, past[0], past[1])
+                        if after := a.qk_norm_after_rope:
+                            q = attend.rotate(layer, q, a.num_attention_heads)
+                            k = attend.rotate(layer, k, a.num_key_value_heads)
+                        q, k = self._norm_qk(g, source, prefix, q, k)
+                        context, *present = attend(layer, q, k, v, past[0], past[1], rotated=after)
                         if layer == layers[-1]:  # beyond its keys and values, only wanted rows matter
                             context, hidden = (self._select(g, value, rows) for value in (context, hidden))
                         update = self._linear(g, source, prefix, "self_attn.o_proj", context)
-                    x, hidden = self._norm(g, source, f"{prefix}.post_attention_layernorm", hidden, update)
+                        update = self._norm_after(g, source, f"{prefix}.self_attn.output_norm", update)
+                    x, hidden = self._read(g, source, f"{prefix}.post_attention_layernorm", hidden, update)
                     with g.scope("mlp"):
-                        update = self._mlp(g, source, prefix, x)
+                        update = self._norm_after(g, source, f"{prefix}.mlp.output_norm", self._mlp(g, source, prefix, x))
                 for kind, value in zip(("key", "value"), present, strict=True):
                     g.output(f"present.{place}.{kind}", value, cache_type, cache_shape)
                 advance()
@@ -99,6 +104,17 @@ class Decoder:
             return g.op("Gather", g.weight(name, source.tensor(name).numpy()), input_ids)
         rows = g.op("Gather", g.embedding(name, lambda: source.tensor(name).half().numpy()), input_ids)
         return g.op("Cast", rows, to=ir.DataType.FLOAT)
+
+    def _read(self, g: GraphBuilder, source: TensorSource, norm: str, x: ir.Value, update: ir.Value | None) -> tuple[Any, Any]:
+        """(what a block reads, the residual stream with what the last block adds to it)"""
+        if self.architecture.norm_before:
+            return self._norm(g, source, norm, x, update)
+        total = x if update is None else g.op("Add", x, update)
+        return total, total
+
+    def _norm_after(self, g: GraphBuilder, source: TensorSource, name: str, x: ir.Value) -> Any:
+        """What a block gives to the residual stream."""
+        return self._norm(g, source, name, x, None)[0] if self.architecture.norm_after else x
 
     def _norm(self, g: GraphBuilder, source: TensorSource, name: str, x: ir.Value, update: ir.Value | None) -> tuple[Any, Any]:
         """(RMSNorm(x + update), x + update)"""
@@ -133,12 +149,19 @@ class Decoder:
         fused = self._linear(g, source, prefix, "self_attn.qkv_proj", x)
         sizes = g.constant([a.query_size, a.key_value_size, a.key_value_size], np.int64)
         q, k, v = g.op("Split", fused, sizes, outputs=3, axis=-1)
-        if a.qk_norm:
-            q = self._head_norm(g, source, f"{prefix}.self_attn.q_norm", q, a.num_attention_heads)
-            k = self._head_norm(g, source, f"{prefix}.self_attn.k_norm", k, a.num_key_value_heads)
         return q, k, v
 
+    def _norm_qk(self, g: GraphBuilder, source: TensorSource, prefix: str, q: ir.Value, k: ir.Value) -> tuple[ir.Value, ir.Value]:
+        a = self.architecture
+        if a.qk_norm is None:
+            return q, k
+        pair = ((q, "q_norm", a.num_attention_heads), (k, "k_norm", a.num_key_value_heads))
+        normed = [self._head_norm(g, source, f"{prefix}.self_attn.{name}", x, heads) for x, name, heads in pair]
+        return normed[0], normed[1]
+
     def _head_norm(self, g: GraphBuilder, source: TensorSource, name: str, x: ir.Value, heads: int) -> Any:
+        if self.architecture.qk_norm == "all":
+            return self._norm(g, source, name, x, None)[0]
         split = g.op("Reshape", x, g.constant([0, 0, heads, self.architecture.head_dim], np.int64))
         normed, _ = self._norm(g, source, name, split, None)
         return g.op("Reshape", normed, g.constant([0, 0, heads * self.architecture.head_dim], np.int64))
@@ -146,7 +169,9 @@ class Decoder:
     def _mlp(self, g: GraphBuilder, source: TensorSource, prefix: str, x: ir.Value) -> ir.Value:
         fused = self._linear(g, source, prefix, "mlp.gate_up_proj", x)
         gate, up = g.op("Split", fused, outputs=2, axis=-1, num_outputs=2)
-        if self.attention == "portable":  # TensorRT 10 has no Swish
+        if self.architecture.activation == "gelu_tanh":
+            activated = g.op("Gelu", gate, approximate="tanh")
+        elif self.attention == "portable":  # TensorRT 10 has no Swish
             activated = g.op("Mul", gate, g.op("Sigmoid", gate))
         else:  # QuickGelu is x * sigmoid(alpha * x), so with alpha 1 it is the SiLU of one node that ONNX Runtime has
             activated = g.op("QuickGelu", gate, domain=MICROSOFT, alpha=1.0)

@@ -13,7 +13,7 @@ from quasar.engines.errors import UsageError
 from quasar.exporter.draft import ModelDraft
 from quasar.exporter.model.architecture import Architecture
 from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
-from quasar.exporter.model.tokenizer import copy_tokenizer, open_tokenizer
+from quasar.exporter.model.tokenizer import open_tokenizer, write_tokenizer
 from quasar.runtime.tokenizer import Tokenizer
 
 VOCABULARY_TENSORS = ("model.embed_tokens.weight", "lm_head.weight")
@@ -39,9 +39,9 @@ def check_draft(draft: ModelDraft, checkpoint: Checkpoint, tokenizer: Tokenizer,
         UsageError: its token ids mean something else, or it knows fewer positions.
     """
     with tempfile.TemporaryDirectory() as folder:
-        copied = Path(folder) / "tokenizer"
-        copy_tokenizer(checkpoint.path, copied)
-        own = open_tokenizer(checkpoint, copied).vocabulary
+        written = Path(folder) / "tokenizer"
+        write_tokenizer(checkpoint, written)
+        own = open_tokenizer(checkpoint, written).vocabulary
     wanted = tokenizer.vocabulary
     if own != wanted:
         text, token = min(wanted.items() - own.items() or own.items() - wanted.items(), key=lambda item: item[1])

@@ -112,7 +112,7 @@ def _repo_id(model: str, asked: str) -> str:
             "a Hugging Face id has the form owner/name"
         )
     if REPO_ID.fullmatch(model) is None:
-        raise UsageError(f"{asked}: no such folder, and no Hugging Face id, which is owner/name in letters, digits, -, _ and .")
+        raise UsageError(f"{asked}: no such folder, and no Hugging Face id, which is owner/name of letters, digits, -, _ and .")
     return model
 
 

@@ -1,77 +1,168 @@
-"""The tokenizer of a checkpoint: its files, its end tokens, conversations as calibration text."""
+"""The tokenizer of a checkpoint as transformers loads it, written into the bundle; its end tokens; conversations as text."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from quasar.engines.errors import BundleError, UsageError
-from quasar.exporter.model.checkpoint import Checkpoint, read_json
+import transformers
+from tokenizers import decoders, normalizers
+
+from quasar.engines.errors import BundleError, UsageError, first_line
+from quasar.exporter.model.checkpoint import Checkpoint
+from quasar.exporter.model.json_file import read_json
+from quasar.runtime.chat import Chat
 from quasar.runtime.tokenizer import Tokenizer
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+ADVICE = "copy the tokenizer files of the model into the folder"
+TEMPLATE, OTHER_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+SPACE = "\u2581"
+"""Stands for a space in sentencepiece's tokens."""
+QUESTION, ANSWER = "question", "answer"
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer files of a checkpoint into a new folder.
+def write_tokenizer(checkpoint: Checkpoint, target: Path) -> None:
+    """Write into a new folder what transformers makes of all tokenizer files of a checkpoint, chat templates included.
 
     Raises:
-        UsageError: there is no tokenizer.json, and none can be made.
+        UsageError: there is no tokenizer, or it cannot be loaded.
     """
+    loaded = _load(checkpoint.path)
     target.mkdir()
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    if not (target / "tokenizer.json").is_file():
-        _convert_tokenizer(source, target)
+    loaded.backend_tokenizer.save(str(target / "tokenizer.json"))
+    named = {name: token for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
+    (target / "tokenizer_config.json").write_text(json.dumps(named, indent=2, ensure_ascii=False), encoding="utf-8")
+    templates = _templates(loaded, checkpoint.path)
+    if default := templates.pop("default", None):
+        (target / TEMPLATE).write_text(default, encoding="utf-8")
+    for name, template in templates.items():
+        (target / OTHER_TEMPLATES).mkdir(exist_ok=True)
+        (target / OTHER_TEMPLATES / f"{name}.jinja").write_text(template, encoding="utf-8")
 
 
-def _convert_tokenizer(source: Path, target: Path) -> None:
-    """Make tokenizer.json from the older files of a checkpoint."""
-    from transformers import AutoTokenizer
-
+def _load(path: Path) -> Any:
+    """transformers' tokenizer; no code of the checkpoint is run."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, local_files_only=True)
-        tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
-    except Exception:  # transformers has no one exception for what is missing or broken
-        raise UsageError(
-            f"{source}: no tokenizer.json, and none can be made from what is there; copy the tokenizer files of the model "
-            "into the folder"
-        ) from None
+        if path.is_file():
+            return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+        if _only_pieces(path):
+            _read_pieces(path)  # where this fails, transformers blames a library that has nothing to do with it
+        config = path / "tokenizer_config.json"
+        if config.is_file() and _has_code(read_json(config, ADVICE)):
+            return _load_foreign(path)
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except UsageError:
+        raise
+    except Exception as error:  # transformers has no one exception for what is missing or broken
+        raise UsageError(f"{path}: transformers cannot load the tokenizer ({first_line(error)}); {ADVICE}") from None
 
 
-def open_tokenizer(checkpoint: Checkpoint, copied: Path) -> Tokenizer:
-    """The tokenizer from its copied files.
+def _has_code(config: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer's class is in the checkpoint, and not in transformers."""
+    own = config.get("auto_map")
+    named = str(config.get("tokenizer_class", "")).removesuffix("Fast")
+    return bool(own) and not any(hasattr(transformers, name) for name in (named, f"{named}Fast"))
+
+
+def _load_foreign(path: Path) -> Any:
+    """A tokenizer from its files alone; from tokenizer.model, sentencepiece's own function."""
+    loaded = transformers.TokenizersBackend.from_pretrained(path, local_files_only=True)
+    # transformers leaves the space before the text out
+    if _only_pieces(path) and _read_pieces(path).normalizer_spec.add_dummy_prefix:
+        backend = loaded.backend_tokenizer
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), backend.normalizer])
+        backend.decoder = decoders.Sequence([backend.decoder, decoders.Strip(" ", 1, 0)])
+    return loaded
+
+
+def _only_pieces(path: Path) -> bool:
+    """Whether there is a sentencepiece model alone."""
+    return (path / "tokenizer.model").is_file() and not (path / "tokenizer.json").is_file()
+
+
+def _read_pieces(path: Path) -> Any:
+    """The sentencepiece model of a checkpoint."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    pieces: Any = sentencepiece_model_pb2
+    return pieces.ModelProto.FromString((path / "tokenizer.model").read_bytes())
+
+
+def _templates(loaded: Any, path: Path) -> dict[str, str]:
+    """Chat templates by name."""
+    found = loaded.chat_template
+    older = path / "chat_template.json"
+    if found is None and older.is_file():  # of a processor, which holds the tokenizer's
+        found = read_json(older, "correct or remove it").get("chat_template")
+    if found is None:
+        return {}
+    return dict(found) if isinstance(found, Mapping) else {"default": str(found)}
+
+
+def open_tokenizer(checkpoint: Checkpoint, written: Path) -> Tokenizer:
+    """The tokenizer from its written files.
 
     Raises:
         UsageError: it cannot be used; the message names the checkpoint's file.
     """
     try:
-        return Tokenizer(copied, checkpoint.architecture.vocab_size)
+        return Tokenizer(written, checkpoint.architecture.vocab_size)
     except BundleError as error:
-        reason = str(error).rsplit(";", 1)[0].replace(str(copied), str(checkpoint.path))
-        raise UsageError(f"{reason}; copy the tokenizer files of the model into the folder") from None
+        reason = str(error).rsplit(";", 1)[0].replace(str(written), str(checkpoint.path))
+        raise UsageError(f"{reason}; {ADVICE}") from None
 
 
 def stop_token_ids_of(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Every id that ends an answer, by the generation configuration, else by the model's, else by the tokenizer's."""
-    file = checkpoint.path / "generation_config.json"
+    """Every id that ends an answer: of the generation configuration, the model's, the tokenizer's, and the chat template's."""
+    found = dict.fromkeys(_configured_ends(checkpoint))
+    known = checkpoint.architecture.vocab_size
+    for token in (tokenizer.eos_token, _turn_end(tokenizer)):
+        index = None if token is None else tokenizer.token_id(token)
+        if index is not None and index < known:
+            found[index] = None
+    return tuple(found)
+
+
+def _configured_ends(checkpoint: Checkpoint) -> Iterator[int]:
     advice = "correct or remove it"
-    found = read_json(file, advice).get("eos_token_id") if file.is_file() else None
-    if found is None:
-        found = checkpoint.config.eos_token_id
-    if found is None and tokenizer.eos_token is not None:
-        found = tokenizer.token_id(tokenizer.eos_token)
-    ids = found if isinstance(found, list) else [] if found is None else [found]
-    for token in ids:
-        if not isinstance(token, int) or not 0 <= token < checkpoint.architecture.vocab_size:
-            raise UsageError(f"{checkpoint.path}: eos_token_id {token!r} is not a token id of the model; {advice}")
-    return tuple(ids)
+    files = {"config.json": checkpoint.config.get_text_config().eos_token_id}
+    generation = checkpoint.path / "generation_config.json"
+    if generation.is_file():
+        files["generation_config.json"] = read_json(generation, advice).get("eos_token_id")
+    for file, value in files.items():
+        for token in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < checkpoint.architecture.vocab_size:
+                raise UsageError(f"{checkpoint.path / file}: eos_token_id {token!r} is not a token id of the model; {advice}")
+            yield token
+
+
+def _turn_end(tokenizer: Tokenizer) -> str | None:
+    """The special token that the chat template puts behind an answer; a base model's configuration may not name it."""
+    if not tokenizer.has_chat_template:
+        return None
+    try:
+        text = tokenizer.render(Chat([{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]), False)
+    except (UsageError, BundleError):
+        return None
+    behind = text.rpartition(ANSWER)[2].lstrip()
+    specials = [token for token in tokenizer.special_tokens if behind.startswith(token)]
+    return max(specials, key=len, default=None)
 
 
 def encode_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Token ids of a conversation, through the chat template where the model has one."""
+    """Token ids of a conversation, through the chat template where the model has one.
+
+    A template that refuses the answer at the end, or the roles, gets the conversation without it, or as plain text.
+    """
     if tokenizer.has_chat_template:
-        return tokenizer.encode_chat(messages)
+        asked = list(messages)
+        while asked and asked[-1].get("role") == "assistant":
+            asked.pop()
+        for attempt in (list(messages), asked):
+            try:
+                return tokenizer.encode_chat(Chat(attempt))
+            except UsageError:
+                continue
     return tokenizer.encode("\n\n".join(message["content"] for message in messages))

@@ -18,6 +18,12 @@ from quasar.runtime.serving.tensors import ANY, INPUTS, TensorSpec
 Tensors = Mapping[str, NDArray[Any]]
 
 PROMPTS = ("text_input", "messages", "token_ids")
+CHAT: dict[str, tuple[type, str]] = {
+    "messages": (list, '[{"role": "user", "content": "..."}]'),
+    "tools": (list, '[{"type": "function", "function": {"name": "..."}}]'),
+    "chat_template_kwargs": (dict, '{"enable_thinking": false}'),
+}
+"""Tensors that hold JSON for the chat template: its type, and an example."""
 GUIDED = ("guided_decoding_guide_type", "guided_decoding_guide")
 # the names of sampling options here, and of the tensors that carry them
 SAMPLING = {
@@ -76,7 +82,7 @@ def read_request(model: Model, tensors: Tensors, parameters: Mapping[str, Any] |
     prompt = _read_prompt(model, values)
     return Order(
         prompt=prompt,
-        params=_sampling(values),
+        params=_sampling(model, values),
         echo="" if _flag(values, "exclude_input_in_output", True) else _prompt_text(model, values, prompt),
         stream=_flag(values, "stream", False),
         count_input=_flag(values, "return_num_input_tokens", False),
@@ -119,34 +125,38 @@ def _read_prompt(model: Model, values: Mapping[str, list[Any]]) -> ReadPrompt:
     if len(given) != 1:
         raise UsageError(f"{' and '.join(given) or 'no prompt'} given; give exactly one of {', '.join(PROMPTS)}")
     name = given[0]
+    chat = {tensor: _json(tensor, values[tensor][0]) for tensor in CHAT if tensor in values}
+    if chat and name != "messages":
+        raise UsageError(f"{' and '.join(chat)} given with {name}, which no chat template is applied to; give messages")
     try:
-        if name == "messages":
-            return model.read(messages=_messages(values[name][0]))
+        if chat:
+            return model.read(**chat)
         return model.read(values[name][0] if name == "text_input" else values[name])
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from None
 
 
-def _messages(text: str) -> list[dict[str, Any]]:
+def _json(name: str, text: str) -> Any:
+    kind, example = CHAT[name]
     try:
-        messages = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f'not JSON ({error}); give [{{"role": "user", "content": "..."}}]') from None
-    if not isinstance(messages, list):
-        raise UsageError('give a list: [{"role": "user", "content": "..."}]')
-    return messages
+        raise UsageError(f"{name}: not JSON ({error}); give {example}") from None
+    if not isinstance(value, kind):
+        raise UsageError(f"{name}: give {'a list' if kind is list else 'an object'}: {example}")
+    return value
 
 
 def _prompt_text(model: Model, values: Mapping[str, list[Any]], prompt: ReadPrompt) -> str:
     return values["text_input"][0] if "text_input" in values else model.tokenizer.decode(prompt.ids)
 
 
-def _sampling(values: Mapping[str, list[Any]]) -> SamplingParams:
+def _sampling(model: Model, values: Mapping[str, list[Any]]) -> SamplingParams:
     given = {option: values[tensor][0] for option, tensor in SAMPLING.items() if tensor in values}
     # clients of TensorRT-LLM send one empty string where they have no stop words
     stop = () if values.get("stop_words") == [""] else tuple(values.get("stop_words", ()))
     try:
-        return SamplingParams(**given, stop=stop)
+        return model.sampling_params(**given, stop=stop)
     except UsageError as error:
         text = str(error)
         for option, tensor in (("max_new_tokens", "max_tokens"), ("stop holds", "stop_words holds")):

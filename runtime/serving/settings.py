@@ -9,6 +9,7 @@ from pathlib import Path
 from quasar.engines.bundle import Bundle, open_bundle
 from quasar.engines.errors import UsageError
 from quasar.engines.manifest import ONNXRUNTIME
+from quasar.runtime.defaults import GenerationConfig
 from quasar.runtime.execution import Execution
 from quasar.runtime.generate import Model, choose_chain, load
 from quasar.runtime.options import parse_draft_length
@@ -37,6 +38,7 @@ class Settings:
     acceptance: Acceptance = "matching"
     batch_invariant: bool = False
     sequences: int | None = None
+    generation_config: GenerationConfig = "auto"
 
     def __post_init__(self) -> None:
         if self.sequences is not None and not 1 <= self.sequences <= MOST_SEQUENCES:
@@ -95,6 +97,7 @@ class Settings:
             batch_invariant=self.batch_invariant,
             acceptance=self.acceptance,
             prepacked=prepacked,
+            generation_config=self.generation_config,
         )
         models = [first]
         try:
