@@ -170,6 +170,12 @@ def test_a_batch_takes_the_portable_form(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ bad checkpoints
 
 
+def only_index(folder: Path, text: str) -> None:
+    """An index in place of the weights: a whole file beside it would win."""
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
 def copy_demo(folder: Path) -> Path:
     shutil.copytree(DEMO, folder)
     return folder
@@ -194,11 +200,11 @@ def truncate(path: Path, keep: float) -> None:
 BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown family": (
         lambda d: edit_config(d, model_type="gpt2"),
-        "model_type 'gpt2' is not supported; supported: qwen3",
+        "model_type 'gpt2' is not supported; supported: llama",
     ),
     "quantized": (lambda d: edit_config(d, quantization_config={"bits": 4}), "quantized already"),
-    "activation": (lambda d: edit_config(d, hidden_act="gelu"), "only 'silu' is supported"),
-    "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer.json"),
+    "activation": (lambda d: edit_config(d, hidden_act="gelu"), "hidden_act is 'gelu'; supported: silu"),
+    "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer: tokenizer.json"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "no model.safetensors"),
     "no config": (lambda d: (d / "config.json").unlink(), "no config.json"),
     "broken config": (lambda d: (d / "config.json").write_text("{"), "config.json: cannot be read"),
@@ -241,11 +247,11 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
         "model/chat_template.jinja: cannot be read",
     ),
     "shard index": (
-        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": ["x"]}'),
+        lambda d: only_index(d, '{"weight_map": ["x"]}'),
         "weight_map does not name a file for each tensor",
     ),
     "shard outside": (
-        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../../x.safetensors"}}'),
+        lambda d: only_index(d, '{"weight_map": {"x": "../../x.safetensors"}}'),
         "'../../x.safetensors' are missing",
     ),
     "rope": (lambda d: edit_config(d, rope_parameters={"rope_type": "longrope", "rope_theta": 1e4}), "config.json: "),
