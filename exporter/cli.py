@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     source = p.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="folder, Hugging Face id, alias such as qwen3 or qwen3:8b, or demo")
+    source.add_argument("--model", help="folder, GGUF file, Hugging Face id, alias such as qwen3 or qwen3:8b, or demo")
     source.add_argument(
         *("--rebuild",), type=Path, metavar="BUNDLE",
         help="build the plans of a bundle again, from its graphs, for this machine's library or GPU",

@@ -107,6 +107,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm4": ("Glm4", {"head_dim": 32, "rope_parameters": PARTIAL}),
 }
+VARIED = (
+    "qwen3-tied", "qwen2-window", "llama-biases", "llama-tied-wide-heads", "mistral-window", "mistral", "smollm3",
+    "phi3-longrope", "gemma3_text", "olmo3", "exaone4", "hunyuan", "glm4",
+)  # fmt: skip
+"""Families that have every part of a decoder between them."""
 FOREIGN: dict[str, dict[str, Any]] = {
     "pangu": {"model_type": "PanguEmbedded", "architectures": ["PanguEmbeddedForCausalLM"], "bias": True},
     "mimo": {"model_type": "mimo", "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1},

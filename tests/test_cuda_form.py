@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import FAMILIES, forward, make_checkpoint, nearest_blocks, reference_logits, write_engine
+from models import VARIED, forward, make_checkpoint, nearest_blocks, reference_logits, write_engine
 
 from quasar.calibration.four_bit import SIZES
 from quasar.engines.bundle import open_bundle
@@ -27,7 +27,7 @@ def cuda_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIED)
 def test_the_fused_float16_graph_is_near_transformers(tmp_path: Path, family: str) -> None:
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
     if not can_fuse(checkpoint.architecture, max_batch=1):

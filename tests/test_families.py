@@ -40,6 +40,13 @@ def test_every_family_is_exported_and_generates(tmp_path: Path, family: str, cap
         assert model.generate(IDS, params).ids == exact.generate(IDS, params).ids
 
 
+def test_plans_are_built_of_parts_that_a_llama_has_not(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", "gemma3_text", tokenizer=True, vocab_size=4096)
+    few = ["--num-samples", "8", "--sample-length", "48", "--max-length", "128", "--backend", "tensorrt-rtx"]
+    assert export_main(["--model", str(folder), "--engines", "int8", "--output", str(tmp_path / "bundle"), *few]) == 0
+    assert (tmp_path / "bundle" / "int8.plan").is_file()
+
+
 def test_pages_that_list_the_families_are_up_to_date() -> None:
     script = Path(__file__).parents[1] / "scripts/models_page.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from models import FAMILIES, forward, make_checkpoint, nearest_blocks, reference_logits, write_engine
+from models import VARIED, forward, make_checkpoint, nearest_blocks, reference_logits, write_engine
 
 from quasar.calibration.blocks import grid_of, quantize_blocks
 from quasar.calibration.four_bit import SYMMETRIC_SIZES
@@ -48,7 +48,7 @@ def check_ragged(engine: OnnxEngine, expected: list[np.ndarray], ids: list[np.nd
             np.testing.assert_allclose(logits[slot], expected[slot][starts[slot] + rows[slot]], atol=tolerance)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIED)
 def test_ragged_batches_equal_transformers(tmp_path: Path, family: str) -> None:
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
     engine = write_engine(tmp_path, checkpoint, attention="portable", max_batch=3)
@@ -56,7 +56,7 @@ def test_ragged_batches_equal_transformers(tmp_path: Path, family: str) -> None:
     check_ragged(engine, [reference_logits(checkpoint, one) for one in ids], ids, TOLERANCE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIED)
 def test_ragged_int8_batches_equal_the_graph_for_cpus(tmp_path: Path, family: str) -> None:
     """Written as Q/DQ pairs for TensorRT, and with ONNX Runtime's int8 kernel: the same integers and scales."""
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
@@ -173,7 +173,7 @@ def test_positive_blocks_are_near_the_weights() -> None:
     assert float((fake_quantize_rows(weight) - weight).pow(2).mean()) < 1e-4
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", VARIED)
 def test_a_graph_for_tensorrt_passes_checker_and_lint(tmp_path: Path, family: str) -> None:
     pytest.importorskip("onnx_graphsurgeon", reason="Polygraphy's lint needs onnx-graphsurgeon")
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
@@ -182,7 +182,7 @@ def test_a_graph_for_tensorrt_passes_checker_and_lint(tmp_path: Path, family: st
         1: ExplicitW8A8Linear(activations(checkpoint)),
         2: ExplicitBlockLinear(nearest_blocks(checkpoint, SYMMETRIC_SIZES, symmetric=True)),
     }
-    index = list(FAMILIES).index(family)
+    index = VARIED.index(family)
     write_engine(tmp_path, checkpoint, linear[index % 3], "portable", half_attention=True, optimize=False, layers=(0, 2)).close()
     graph = tmp_path / "engine.onnx"
     onnx.checker.check_model(str(graph), full_check=True)

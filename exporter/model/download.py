@@ -32,7 +32,7 @@ def download(repo_id: str, revision: str | None, asked: str, judge: Judge) -> Pa
     except UsageError:
         raise
     except RevisionNotFoundError:
-        raise UsageError(f"--revision {revision}: {repo_id} has no such branch, tag or commit; look at its page") from None
+        raise UsageError(f"--revision {revision or 'main'}: {repo_id} has no such branch, tag or commit; see its page") from None
     except GatedRepoError:
         raise UsageError(
             f"{asked}: {repo_id} is gated; accept its terms on its page, log in with `hf auth login`, or give a local folder"

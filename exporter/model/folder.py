@@ -29,10 +29,7 @@ QUANTIZERS = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ", "hf_qu
 
 OTHER_FORMATS = (
     (r"consolidated.*\.(pth|safetensors)", "give the same model in the format of transformers"),
-    (
-        r"pytorch_model.*\.bin",
-        "load it with transformers and write it again with save_pretrained",
-    ),
+    (r"pytorch_model.*\.bin", "load it with transformers and write it again with save_pretrained"),
     (r"(onnx/)?[^/]*\.onnx", "give the checkpoint that it was made from"),
     (r"[^/]*\.safetensors", "give a model as save_pretrained of transformers writes it"),
 )

@@ -50,7 +50,7 @@ def locate(model: str, revision: str | None, asked: str, judge: Judge) -> Path:
     path = _find(model, asked)
     if path is None:
         return download(_repo_id(model, asked), revision, asked, judge)
-    if path.is_file() and path.suffix.lower() != GGUF:
+    if not path.is_dir() and path.suffix.lower() != GGUF:
         raise UsageError(f"{asked}: a file, and no {GGUF}; give the folder of its checkpoint, which is {path.absolute().parent}")
     if revision is not None:
         raise UsageError(f"--revision {revision}: it is for models of the hub, and {model} is on this machine; leave it out")
@@ -75,7 +75,7 @@ def name_bundle(model: str) -> str:
     if path is None:
         return model.rpartition("/")[2].lower().replace(":", "-")
     name = identify(path)[0].rpartition("/")[2]
-    return name[: -len(GGUF)] if path.is_file() and name.lower().endswith(GGUF) else name
+    return name[: -len(GGUF)] if name.lower().endswith(GGUF) and not path.is_dir() else name
 
 
 def _find(model: str, asked: str) -> Path | None:
@@ -112,7 +112,7 @@ def _repo_id(model: str, asked: str) -> str:
             "a Hugging Face id has the form owner/name"
         )
     if REPO_ID.fullmatch(model) is None:
-        raise UsageError(f"{asked}: no such folder, and no Hugging Face id, which is owner/name of letters, digits and -_.")
+        raise UsageError(f"{asked}: no such folder, and no Hugging Face id, which is owner/name of letters, digits, -, _ and .")
     return model
 
 
