@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack, overload
@@ -13,33 +13,18 @@ from typing import Any, Unpack, overload
 from quasar.engines.bundle import Bundle, open_bundle
 from quasar.engines.engine import Engine
 from quasar.engines.errors import BundleError, QuasarError, UsageError
-from quasar.runtime.arrays import Array, is_array, one_prompt, plain
 from quasar.runtime.chain import ChainSpec, build_chain, parse_chain
 from quasar.runtime.chat import Chat, ChatOptions, Message, Tool, is_messages
 from quasar.runtime.defaults import GenerationConfig, default_params
 from quasar.runtime.engine_pool import EnginePool
 from quasar.runtime.execution import Execution
 from quasar.runtime.generation import Generation, Result
+from quasar.runtime.prompt import Prompt, ReadPrompt, is_many, prompt_ids
 from quasar.runtime.sampler import ACCEPTANCES, Acceptance
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.tokenizer import Tokenizer
 
 DraftLength = int | Many[int | None] | None
-Prompt = str | Many[int] | Array | Many[Message]
-"""Text, token ids (also as an array [N] or [1, N]), or chat messages."""
-
-
-@dataclass(frozen=True)
-class ReadPrompt:
-    """A prompt as token ids, checked against the vocabulary and the context.
-
-    Attributes:
-        ids: the tokens.
-        continued: the same where the answer continues a text; empty where it is a text of its own.
-    """
-
-    ids: list[int]
-    continued: list[int]
 
 
 def load(
@@ -226,7 +211,7 @@ class Model:
         Raises:
             UsageError: the prompt is empty, does not fit the context, or holds ids outside the vocabulary.
         """
-        if messages is None and _is_many(prompt):
+        if messages is None and is_many(prompt):
             return [self.stream(one, params, **chat).finish() for one in prompt]
         return self.stream(prompt, params, messages=messages, **chat).finish()
 
@@ -283,21 +268,9 @@ class Model:
         self._pool.user = generation
         return generation
 
-    def tokenize(self, prompt: Any) -> list[int]:
+    def tokenize(self, prompt: Prompt | Chat) -> list[int]:
         """The ids that a prompt stands for, checked against the vocabulary and the context."""
-        if is_messages(prompt):
-            prompt = Chat(prompt)
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
-        elif isinstance(prompt, Chat):
-            ids = self.tokenizer.encode_chat(prompt)
-        elif isinstance(prompt, (bytes, Mapping)) or not (hasattr(prompt, "__iter__") or is_array(prompt)):
-            raise UsageError(f"the prompt is {type(prompt).__name__}; give text, token ids or a list of messages")
-        else:
-            parts = one_prompt(prompt) if is_array(prompt) else prompt
-            ids = [_token_id(plain(part), self.vocab_size) for part in parts]
-        if not ids:
-            raise UsageError("the prompt is empty; at least one token is needed")
+        ids = prompt_ids(prompt, self.tokenizer, self.vocab_size)
         if len(ids) >= self.max_length:
             raise UsageError(
                 f"the prompt has {len(ids)} tokens and the bundle a context of {self.max_length}, one of them for the answer; "
@@ -308,19 +281,3 @@ class Model:
     def is_current(self, generation: Generation) -> bool:
         """Whether the caches belong to this generation."""
         return self._pool.user is generation
-
-
-def _is_many(prompt: Any) -> bool:
-    """Whether this is a list of prompts rather than one."""
-    if not isinstance(prompt, (list, tuple)) or not prompt:
-        return False
-    return all(isinstance(part, str) or (not isinstance(part, Mapping) and hasattr(plain(part), "__len__")) for part in prompt)
-
-
-def _token_id(value: Any, vocab_size: int) -> int:
-    if not hasattr(value, "__index__") or isinstance(value, bool):
-        raise UsageError(f"token id {value!r} is not an integer")
-    token = int(value)
-    if not 0 <= token < vocab_size:
-        raise UsageError(f"token id {token} is outside the vocabulary 0..{vocab_size - 1}")
-    return token

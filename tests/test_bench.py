@@ -143,10 +143,7 @@ def test_several_turns_are_one_conversation(demo_bundle: Path, tmp_path: Path) -
             {"role": "user", "content": QUESTIONS[1]},
         ]
         expected = len(model.tokenize(messages))
-    from quasar.runtime.bench.prompts import following
-
-    with load(demo_bundle, "int8") as model:
-        assert len(following(model, tuple(QUESTIONS[:2]), [first.text])) == expected
+        assert len(read_prompts(file, None).tokens(model, QUESTIONS[:2], [first.text])) == expected
 
 
 def test_a_repeat_does_not_learn_from_the_one_before(demo_bundle: Path, prompts: Path) -> None:

@@ -12,7 +12,7 @@ from quasar.engines.errors import UsageError
 from quasar.runtime.bench import fidelity, machine
 from quasar.runtime.bench.figures import FLOAT, chain_figures, denominators
 from quasar.runtime.bench.measure import Measurement, Variant, measure
-from quasar.runtime.bench.prompts import Prompts, opening
+from quasar.runtime.bench.prompts import Prompts
 from quasar.runtime.bench.sweep import sweep_figures, sweep_variants
 from quasar.runtime.chain import ChainSpec, parse_chain
 from quasar.runtime.engine_pool import EnginePool
@@ -122,6 +122,7 @@ class Bench:
                 "prompts": self._prompts.name,
                 "prompts_sha256": self._prompts.sha256,
                 "rows": len(self._prompts.turns),
+                "template_options": dict(self._prompts.template_options),
                 "max_new_tokens": settings.params.max_new_tokens,
                 "repeats": settings.repeats,
                 "ignore_eos": settings.params.ignore_eos,
@@ -152,7 +153,7 @@ class Bench:
     def _measure(self, name: str, models: dict[Variant, Model], repeats: int) -> Measurement:
         for model in models.values():
             for turns in self._prompts.turns:
-                opening(model, turns)  # a prompt that does not fit is said now, not after an hour
+                self._prompts.tokens(model, turns)  # a prompt that does not fit is said now, not after an hour
             break
         with self._progress(name, len(models) * (1 + repeats * self._prompts.count)) as bar:
 
@@ -167,7 +168,7 @@ class Bench:
         params = SamplingParams(max_new_tokens=self._settings.params.max_new_tokens)
         names = [name for name in self._bundle.manifest.engines if name != FLOAT]
         plain = {name: self._model(Variant(ChainSpec((), (name,)), None, 0.0)) for name in (FLOAT, *names)}
-        prompts = [opening(plain[FLOAT], turns) for turns in self._prompts.turns]
+        prompts = [self._prompts.tokens(plain[FLOAT], turns) for turns in self._prompts.turns]
         with self._progress("fidelity", (1 + 2 * len(names)) * len(prompts)) as bar:
 
             def answer(model: Model, prompt: list[int]) -> list[int]:
@@ -195,7 +196,7 @@ class Bench:
         }
 
     def _peaks(self, models: dict[Variant, Model]) -> dict[Variant, int | None]:
-        ids = opening(next(iter(models.values())), self._prompts.turns[0])
+        ids = self._prompts.tokens(next(iter(models.values())), self._prompts.turns[0])
         peaks = {}
         with self._progress("memory", len(models)) as bar:
             for variant in models:

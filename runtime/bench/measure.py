@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from quasar.runtime.bench.prompts import Prompts, following
+from quasar.runtime.bench.prompts import Prompts
 from quasar.runtime.chain import ChainSpec
 from quasar.runtime.generate import DraftLength, Model
 from quasar.runtime.sampling import SamplingParams
@@ -67,7 +67,8 @@ def measure(
     measured = Measurement()
     try:
         for variant, model in models.items():
-            _answer(model, prompts.turns[0][:1], replace(params, max_new_tokens=WARM_UP_TOKENS, temperature=variant.temperature))
+            warm_up = replace(params, max_new_tokens=WARM_UP_TOKENS, temperature=variant.temperature)
+            _answer(model, prompts, prompts.turns[0][:1], warm_up)
             advance(str(variant.chain))
         for number in range(repeats):
             # an earlier repeat's answers to these prompts would be cheating
@@ -77,7 +78,7 @@ def measure(
             if number == 0:
                 measured.repeats.append(runs)
             for turns in prompts.turns:
-                _interleave(models, turns, params, runs, number, advance)
+                _interleave(models, prompts, turns, params, runs, number, advance)
             if number > 0:
                 measured.repeats.append(runs)
     except KeyboardInterrupt:
@@ -87,6 +88,7 @@ def measure(
 
 def _interleave(
     models: Mapping[Variant, Model],
+    prompts: Prompts,
     turns: tuple[str, ...],
     params: SamplingParams,
     runs: Mapping[Variant, list[Run]],
@@ -98,18 +100,18 @@ def _interleave(
     shift %= len(order)
     done = {}
     for variant in order[shift:] + order[:shift]:
-        done[variant] = _answer(models[variant], turns, replace(params, temperature=variant.temperature))
+        done[variant] = _answer(models[variant], prompts, turns, replace(params, temperature=variant.temperature))
         for _ in turns:
             advance(str(variant.chain))
     for variant, answers in done.items():
         runs[variant].extend(answers)
 
 
-def _answer(model: Model, turns: Sequence[str], params: SamplingParams) -> list[Run]:
+def _answer(model: Model, prompts: Prompts, turns: Sequence[str], params: SamplingParams) -> list[Run]:
     runs: list[Run] = []
     answers: list[str] = []
     for _ in turns:
-        result = model.generate(following(model, tuple(turns), answers), params)
+        result = model.generate(prompts.tokens(model, turns, answers), params)
         answers.append(result.text)
         runs.append(Run(result.ids, result.statistics))
     return runs

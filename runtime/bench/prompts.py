@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quasar.engines.errors import UsageError
 from quasar.engines.rows import json_rows, read_text
+from quasar.runtime.chat import Chat
 from quasar.runtime.generate import Model
 
 ADVICE = 'give rows {"question_id": 1, "category": "...", "turns": ["..."]}'
@@ -22,10 +24,12 @@ class Prompts:
         name: of the file.
         sha256: hex digest of the turns.
         turns: of each question.
+        template_options: variables of the chat template.
     """
 
     name: str
     turns: tuple[tuple[str, ...], ...]
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
@@ -37,8 +41,24 @@ class Prompts:
         """Turns of all questions: so many answers are generated."""
         return sum(map(len, self.turns))
 
+    def tokens(self, model: Model, turns: Sequence[str], answers: Sequence[str] = ()) -> list[int]:
+        """Token ids of the turn after those that were answered, through the chat template where there is one.
 
-def read_prompts(file: Path, limit: int | None) -> Prompts:
+        Raises:
+            UsageError: it does not fit the context, or there are template options and no template.
+        """
+        asked = turns[: len(answers) + 1]
+        if not model.tokenizer.has_chat_template and not self.template_options:
+            return model.tokenize("\n\n".join(part for pair in zip(asked, [*answers, ""], strict=True) for part in pair).strip())
+        messages = []
+        for number, turn in enumerate(asked):
+            messages.append({"role": "user", "content": turn})
+            if number < len(answers):
+                messages.append({"role": "assistant", "content": answers[number]})
+        return model.tokenize(Chat(messages, options=self.template_options))
+
+
+def read_prompts(file: Path, limit: int | None, template_options: Mapping[str, Any] | None = None) -> Prompts:
     """The first `limit` rows of a file, or all.
 
     Raises:
@@ -50,26 +70,4 @@ def read_prompts(file: Path, limit: int | None) -> Prompts:
         if not isinstance(turns, list) or not turns or any(not isinstance(turn, str) or not turn.strip() for turn in turns):
             raise UsageError(f"{here}: no turns; {ADVICE}")
         questions.append(tuple(turns))
-    return Prompts(file.name, tuple(questions[:limit]))
-
-
-def opening(model: Model, turns: tuple[str, ...]) -> list[int]:
-    """Token ids of a question's first turn, through the chat template where there is one."""
-    return model.tokenize(_messages(model, [turns[0]], []))
-
-
-def following(model: Model, turns: tuple[str, ...], answers: list[str]) -> list[int]:
-    """Token ids of the turn after those that were answered."""
-    return model.tokenize(_messages(model, list(turns[: len(answers) + 1]), answers))
-
-
-def _messages(model: Model, turns: list[str], answers: list[str]) -> Any:
-    if not model.tokenizer.has_chat_template:
-        parts = [part for pair in zip(turns, [*answers, ""], strict=True) for part in pair]
-        return "\n\n".join(parts).strip()
-    messages = []
-    for number, turn in enumerate(turns):
-        messages.append({"role": "user", "content": turn})
-        if number < len(answers):
-            messages.append({"role": "assistant", "content": answers[number]})
-    return messages
+    return Prompts(file.name, tuple(questions[:limit]), template_options or {})

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quasar.engines.errors import UsageError
-from quasar.runtime.generate import Model, ReadPrompt
+from quasar.runtime.generate import Model
+from quasar.runtime.prompt import ReadPrompt
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.serving.tensors import ANY, INPUTS, TensorSpec
 
