@@ -14,8 +14,9 @@ import torch
 from models import DEMO
 from transformers import AutoModelForCausalLM
 
-from quasar.engines.errors import BundleError, QuasarError, UsageError
+from quasar.engines.errors import QuasarError, UsageError
 from quasar.runtime import Model, SamplingParams, load
+from quasar.runtime.chat import Chat
 
 QUESTIONS = [
     "A baker has 24 rolls and sells 9 of them. How many rolls are left?",
@@ -186,7 +187,7 @@ def test_a_chat_reuses_the_cache_and_says_the_same(plain: Model) -> None:
 
 def test_prompts_of_every_kind(plain: Model) -> None:
     params = SamplingParams(max_new_tokens=8)
-    text = plain.tokenizer.render(chat(QUESTIONS[0]))
+    text = plain.tokenizer.render(Chat(chat(QUESTIONS[0])))
     ids = plain.tokenizer.encode(text, special_tokens=False)
     one = plain.generate(ids, params)
     assert plain.generate(chat(QUESTIONS[0]), params).ids == one.ids
@@ -274,18 +275,6 @@ def test_cancel_keeps_what_was_generated(plain: Model) -> None:
     assert result.finish_reason == "cancelled"
     assert result.ids[: len(first.ids)] == first.ids
     assert len(result.ids) <= 2
-
-
-def test_a_tokenizer_of_another_model_is_refused(demo_bundle: Path, tmp_path: Path) -> None:
-    import shutil
-
-    bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    for engine in manifest["engines"].values():
-        engine["vocab_size"] = 4000
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="vocabulary"):
-        load(bundle)
 
 
 def test_models_of_one_process_may_have_other_threads(demo_bundle: Path, plain: Model) -> None:
