@@ -10,12 +10,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from small_tokenizers import FILES, PIECES, SPECIAL, opened
+from tokenizers import Tokenizer as File
 
 import quasar.exporter
 from quasar.runtime.stream_decoder import MOST, REPLACEMENT, StreamDecoder
 from quasar.runtime.tokenizer import Tokenizer
 
-TOKENIZER = Tokenizer(Path(str(quasar.exporter.__file__)).parent / "demo", 4096)
+FOLDER = Path(str(quasar.exporter.__file__)).parent / "demo"
+TOKENIZER = Tokenizer(FOLDER, 4096)
+DEMO = File.from_file(str(FOLDER / "tokenizer.json"))
+BAD_BYTES = ("<0x41>", "<0x80>", "<0xBF>", "<0xC3>", "<0xE6>", "<0xF0>", "<0xFF>")
 
 UNICODE = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("aé漢字😀👨\u200d👩\u0301\u202e\n ")), max_size=20)
 WHOLE = UNICODE.filter(lambda text: REPLACEMENT not in text)
@@ -38,21 +42,12 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Tokeniz
 @st.composite
 def any_ids(draw: st.DrawFn, kind: str, max_size: int = 40) -> list[int]:
     """Ids of everything: tokens, special ones, bytes that are no UTF-8 or a character in parts, and ids of no token."""
-    tokenizer = TOKENIZER if kind == "demo" else FILES[kind]
-    size = 4096 if kind == "demo" else FILES[kind].get_vocab_size()
-    texts = ["漢", "😀", "é", "a", " ", "\ufffd", *SPECIAL, "[TOOL]"]
-    known = [[token] for text in (*texts, *PIECES) if (token := _id(kind, text)) is not None]
-    encoded = tokenizer.encode
-    written = [list(ids) if isinstance(ids := encoded(text), list) else ids.ids for text in texts]
-    raw = [[token] for byte in (0x41, 0x80, 0xBF, 0xC3, 0xE6, 0xF0, 0xFF) if (token := _id(kind, f"<0x{byte:02X}>")) is not None]
-    parts = st.one_of(
-        st.integers(0, size + 3).map(lambda token: [token]), *(st.sampled_from(some) for some in (known, written, raw) if some)
-    )
+    file = DEMO if kind == "demo" else FILES[kind]
+    written = [file.encode(text).ids for text in ("漢", "😀", "é", "a", " ", "\ufffd", "[TOOL]", *SPECIAL)]
+    known = [[token] for text in (*PIECES, *BAD_BYTES) if (token := file.token_to_id(text)) is not None]
+    single = st.integers(0, file.get_vocab_size() + 3).map(lambda token: [token])
+    parts = st.one_of(single, st.sampled_from(written), st.sampled_from(known))
     return [token for part in draw(st.lists(parts, max_size=max_size)) for token in part]
-
-
-def _id(kind: str, text: str) -> int | None:
-    return TOKENIZER.token_id(text) if kind == "demo" else FILES[kind].token_to_id(text)
 
 
 IDS = KINDS.flatmap(lambda kind: st.tuples(st.just(kind), any_ids(kind)))
@@ -118,10 +113,8 @@ def test_the_cost_of_a_token_does_not_grow_with_the_text(
 @pytest.mark.parametrize("kind", [kind for kind in FILES if kind != "byte-level"])
 def test_the_space_after_a_special_token_is_shown(tokenizers: Mapping[str, Tokenizer], kind: str) -> None:
     tokenizer = tokenizers[kind]
-    words = [
-        tokenizer.token_id(word) for word in ("T", "o", "m", "\u2581has", "<|end|>", "\u2581boxes", "\u2581of", "<s>", "\u2581a")
-    ]
-    ids = [token for token in words if token is not None]
+    words = ["T", "o", "m", "▁has", "<|end|>", "▁boxes", "▁of", "<s>", "▁a"]
+    ids = [token for word in words if (token := tokenizer.token_id(word)) is not None]
     pieces, rest = decoded(ids, tokenizer)
     assert "".join(pieces) + rest == tokenizer.decode(ids) == "Tom has boxes of a"
     assert pieces == ["T", "o", "m", " has", "", " boxes", " of", "", " a"]
