@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from quasar.runtime.bench.bench import Bench, Settings
 from quasar.runtime.bench.cli import main
 from quasar.runtime.bench.fidelity import engine_figures, interval, log_probabilities
 from quasar.runtime.bench.figures import denominators, first_difference
-from quasar.runtime.bench.prompts import read_prompts
+from quasar.runtime.bench.prompts import following, read_prompts
 from quasar.runtime.bench.sweep import parse_axes
 from quasar.runtime.chain import parse_chain
 
@@ -143,10 +144,43 @@ def test_several_turns_are_one_conversation(demo_bundle: Path, tmp_path: Path) -
             {"role": "user", "content": QUESTIONS[1]},
         ]
         expected = len(model.tokenize(messages))
-    from quasar.runtime.bench.prompts import following
-
     with load(demo_bundle, "int8") as model:
-        assert len(following(model, tuple(QUESTIONS[:2]), [first.text])) == expected
+        assert len(following(model, tuple(QUESTIONS[:2]), [first.text], {})) == expected
+
+
+def test_options_of_the_template_reach_every_prompt(
+    demo_bundle: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = with_template(demo_bundle, tmp_path, "{{ raise_exception('no day') if day is not defined else day }}{{ messages }}")
+    options = [str(bundle), "--prompts", str(prompts), "--chains", "int8", "--repeat", "1", "--max-new-tokens", "2", "--fidelity"]
+    assert main([*options, "--json"]) == 2
+    assert "chat template: no day" in capsys.readouterr().err
+    assert main([*options, "--json", "--template-option", "day=Monday"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["template_options"] == {"day": "Monday"}
+
+
+def test_options_without_a_template_are_refused(
+    demo_bundle: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = with_template(demo_bundle, tmp_path, None)
+    assert main([str(bundle), "--prompts", str(prompts), "--template-option", "day=1"]) == 2
+    assert "--template-option day: this model has no chat template; leave it out" in capsys.readouterr().err
+
+
+def with_template(bundle: Path, folder: Path, text: str | None) -> Path:
+    """A copy of the bundle with another chat template, or without one, and a manifest that says so."""
+    copy = Path(shutil.copytree(bundle, folder / "bundle"))
+    template = copy / "tokenizer" / "chat_template.jinja"
+    template.write_text(text or "")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    entry = next(file for file in manifest["files"] if file["path"].endswith(".jinja"))
+    entry["bytes"] = len(text or "")
+    if text is None:
+        template.unlink()
+        manifest["files"].remove(entry)
+        manifest["tokenizer"] = [name for name in manifest["tokenizer"] if not name.endswith(".jinja")]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
 
 
 def test_a_repeat_does_not_learn_from_the_one_before(demo_bundle: Path, prompts: Path) -> None:
@@ -273,6 +307,8 @@ def test_a_broken_row_is_named_by_its_line(
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--chains", "prompt-lookup > int8", "--draft-length", "1,2"], "draft_length has 2"),
         (["--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["--template-option", "enable_thinking"], "--template-option enable_thinking: give NAME=VALUE"),
+        (["--template-option", "messages=[]"], "template option 'messages': the call sets it itself"),
     ],
 )
 def test_wrong_usage_is_one_line(

@@ -121,6 +121,7 @@ class Bench:
             "settings": {
                 "prompts": self._prompts.name,
                 "prompts_sha256": self._prompts.sha256,
+                **({"template_options": dict(options)} if (options := self._prompts.template_options) else {}),
                 "rows": len(self._prompts.turns),
                 "max_new_tokens": settings.params.max_new_tokens,
                 "repeats": settings.repeats,
@@ -152,7 +153,7 @@ class Bench:
     def _measure(self, name: str, models: dict[Variant, Model], repeats: int) -> Measurement:
         for model in models.values():
             for turns in self._prompts.turns:
-                opening(model, turns)  # a prompt that does not fit is said now, not after an hour
+                opening(model, turns, self._prompts.template_options)  # a prompt that does not fit is said now, not after an hour
             break
         with self._progress(name, len(models) * (1 + repeats * self._prompts.count)) as bar:
 
@@ -167,7 +168,7 @@ class Bench:
         params = SamplingParams(max_new_tokens=self._settings.params.max_new_tokens)
         names = [name for name in self._bundle.manifest.engines if name != FLOAT]
         plain = {name: self._model(Variant(ChainSpec((), (name,)), None, 0.0)) for name in (FLOAT, *names)}
-        prompts = [opening(plain[FLOAT], turns) for turns in self._prompts.turns]
+        prompts = [opening(plain[FLOAT], turns, self._prompts.template_options) for turns in self._prompts.turns]
         with self._progress("fidelity", (1 + 2 * len(names)) * len(prompts)) as bar:
 
             def answer(model: Model, prompt: list[int]) -> list[int]:
@@ -195,7 +196,7 @@ class Bench:
         }
 
     def _peaks(self, models: dict[Variant, Model]) -> dict[Variant, int | None]:
-        ids = opening(next(iter(models.values())), self._prompts.turns[0])
+        ids = opening(next(iter(models.values())), self._prompts.turns[0], self._prompts.template_options)
         peaks = {}
         with self._progress("memory", len(models)) as bar:
             for variant in models:

@@ -20,7 +20,15 @@ from quasar.runtime.bench.prompts import read_prompts
 from quasar.runtime.bench.svg import require_matplotlib
 from quasar.runtime.bench.sweep import parse_axes
 from quasar.runtime.bench.table import text_table
-from quasar.runtime.options import add_loading_options, add_sampling_options, execution, parse_draft_length, sampling_options
+from quasar.runtime.options import (
+    add_loading_options,
+    add_sampling_options,
+    add_template_options,
+    execution,
+    parse_draft_length,
+    sampling_options,
+    template_options,
+)
 from quasar.runtime.sampling import SamplingParams
 
 SEED = 0
@@ -47,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--report", type=Path, metavar="DIR", help="write report.json, report.html and decode.svg there")
     p.add_argument("--json", action="store_true", help="print the results as one JSON object")
     p.add_argument("--no-memory", action="store_true", help="leave out peak memory, which loads every chain once more")
+    add_template_options(p)
     add_sampling_options(p, of_bundle=False)
     add_loading_options(p)
     return p
@@ -73,7 +82,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _run(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
     settings = _settings(args)
-    prompts = read_prompts(args.prompts, args.limit)
+    prompts = read_prompts(args.prompts, args.limit, template_options(args))
     if args.report is not None:
         require_matplotlib()  # before, not after an hour of measuring
         if args.report.exists() and not args.report.is_dir():

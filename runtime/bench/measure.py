@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from quasar.runtime.bench.prompts import Prompts, following
 from quasar.runtime.chain import ChainSpec
@@ -67,7 +68,8 @@ def measure(
     measured = Measurement()
     try:
         for variant, model in models.items():
-            _answer(model, prompts.turns[0][:1], replace(params, max_new_tokens=WARM_UP_TOKENS, temperature=variant.temperature))
+            warm_up = replace(params, max_new_tokens=WARM_UP_TOKENS, temperature=variant.temperature)
+            _answer(model, prompts.turns[0][:1], prompts.template_options, warm_up)
             advance(str(variant.chain))
         for number in range(repeats):
             # an earlier repeat's answers to these prompts would be cheating
@@ -77,7 +79,7 @@ def measure(
             if number == 0:
                 measured.repeats.append(runs)
             for turns in prompts.turns:
-                _interleave(models, turns, params, runs, number, advance)
+                _interleave(models, turns, prompts.template_options, params, runs, number, advance)
             if number > 0:
                 measured.repeats.append(runs)
     except KeyboardInterrupt:
@@ -88,6 +90,7 @@ def measure(
 def _interleave(
     models: Mapping[Variant, Model],
     turns: tuple[str, ...],
+    options: Mapping[str, Any],
     params: SamplingParams,
     runs: Mapping[Variant, list[Run]],
     shift: int,
@@ -98,18 +101,18 @@ def _interleave(
     shift %= len(order)
     done = {}
     for variant in order[shift:] + order[:shift]:
-        done[variant] = _answer(models[variant], turns, replace(params, temperature=variant.temperature))
+        done[variant] = _answer(models[variant], turns, options, replace(params, temperature=variant.temperature))
         for _ in turns:
             advance(str(variant.chain))
     for variant, answers in done.items():
         runs[variant].extend(answers)
 
 
-def _answer(model: Model, turns: Sequence[str], params: SamplingParams) -> list[Run]:
+def _answer(model: Model, turns: Sequence[str], options: Mapping[str, Any], params: SamplingParams) -> list[Run]:
     runs: list[Run] = []
     answers: list[str] = []
     for _ in turns:
-        result = model.generate(following(model, tuple(turns), answers), params)
+        result = model.generate(following(model, tuple(turns), answers, options), params)
         answers.append(result.text)
         runs.append(Run(result.ids, result.statistics))
     return runs

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from quasar.engines.errors import UsageError
 from quasar.engines.rows import json_rows, read_text
+from quasar.runtime.chat import Chat
 from quasar.runtime.generate import Model
 
 ADVICE = 'give rows {"question_id": 1, "category": "...", "turns": ["..."]}'
@@ -22,10 +24,12 @@ class Prompts:
         name: of the file.
         sha256: hex digest of the turns.
         turns: of each question.
+        template_options: variables of the chat template.
     """
 
     name: str
     turns: tuple[tuple[str, ...], ...]
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def sha256(self) -> str:
@@ -38,7 +42,7 @@ class Prompts:
         return sum(map(len, self.turns))
 
 
-def read_prompts(file: Path, limit: int | None) -> Prompts:
+def read_prompts(file: Path, limit: int | None, template_options: Mapping[str, Any] | None = None) -> Prompts:
     """The first `limit` rows of a file, or all.
 
     Raises:
@@ -50,26 +54,29 @@ def read_prompts(file: Path, limit: int | None) -> Prompts:
         if not isinstance(turns, list) or not turns or any(not isinstance(turn, str) or not turn.strip() for turn in turns):
             raise UsageError(f"{here}: no turns; {ADVICE}")
         questions.append(tuple(turns))
-    return Prompts(file.name, tuple(questions[:limit]))
+    return Prompts(file.name, tuple(questions[:limit]), template_options or {})
 
 
-def opening(model: Model, turns: tuple[str, ...]) -> list[int]:
+def opening(model: Model, turns: tuple[str, ...], options: Mapping[str, Any]) -> list[int]:
     """Token ids of a question's first turn, through the chat template where there is one."""
-    return model.tokenize(_messages(model, [turns[0]], []))
+    return following(model, turns, [], options)
 
 
-def following(model: Model, turns: tuple[str, ...], answers: list[str]) -> list[int]:
-    """Token ids of the turn after those that were answered."""
-    return model.tokenize(_messages(model, list(turns[: len(answers) + 1]), answers))
+def following(model: Model, turns: tuple[str, ...], answers: list[str], options: Mapping[str, Any]) -> list[int]:
+    """Token ids of the turn after those that were answered.
 
-
-def _messages(model: Model, turns: list[str], answers: list[str]) -> Any:
+    Raises:
+        UsageError: it does not fit, or there are options and no chat template.
+    """
+    asked = turns[: len(answers) + 1]
     if not model.tokenizer.has_chat_template:
-        parts = [part for pair in zip(turns, [*answers, ""], strict=True) for part in pair]
-        return "\n\n".join(parts).strip()
+        if options:
+            raise UsageError(f"--template-option {next(iter(options))}: this model has no chat template; leave it out")
+        parts = [part for pair in zip(asked, [*answers, ""], strict=True) for part in pair]
+        return model.tokenize("\n\n".join(parts).strip())
     messages = []
-    for number, turn in enumerate(turns):
+    for number, turn in enumerate(asked):
         messages.append({"role": "user", "content": turn})
         if number < len(answers):
             messages.append({"role": "assistant", "content": answers[number]})
-    return messages
+    return model.tokenize(Chat(messages, options=options))
