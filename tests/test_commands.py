@@ -409,6 +409,11 @@ def test_generate_names_what_is_wrong(demo_bundle: Path, tmp_path: Path, capsys:
     assert "--raw goes with" in say(bundle, "--raw", "--token-ids", str(tmp_path / "missing"))
     assert "a stage is empty" in say(bundle, "hi", "--chain", "")
     assert "draft_length" in say(bundle, "hi", "--draft-length", "-1")
+    assert "--template-option x: give NAME=VALUE" in say(bundle, "hi", "--template-option", "x")
+    assert "--template-option =1: give NAME=VALUE" in say(bundle, "hi", "--template-option", "=1")
+    assert "template option 'tools': the call sets" in say(bundle, "hi", "--template-option", "tools=[]")
+    assert "goes with the chat template" in say(bundle, "hi", "--raw", "--template-option", "a=1")
+    assert "goes with the chat template" in say(bundle, "--token-ids", "no file", "--template-option", "a=1")
 
     file = tmp_path / "ids.jsonl"
     file.write_text('{"ids": [1, 2]}\n{"ids": [1, 4096]}\n')
@@ -478,6 +483,14 @@ def test_a_template_that_fails_is_one_line(demo_bundle: Path, tmp_path: Path, ca
     bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
     edit_template(bundle, template)
     assert "chat template" in complaint(capsys, generate_main([str(bundle), "hi"]))
+
+
+def test_options_of_the_template_are_json_or_text(demo_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    edit_template(bundle, "{{ raise_exception([thinking, day, names] | tojson) }}")
+    options = [("thinking", "false"), ("day", "Mon=day"), ("names", '["a"]')]
+    given = [part for name, value in options for part in ("--template-option", f"{name}={value}")]
+    assert '[false, "Mon=day", ["a"]]' in complaint(capsys, generate_main([str(bundle), "hi", *given]))
 
 
 def test_a_chat_survives_a_turn_that_cannot_be_answered(demo_bundle: Path) -> None:
