@@ -352,7 +352,7 @@ def test_what_is_wrong_with_a_draft_is_said_of_the_draft(tmp_path: Path, capsys:
     assert f"--draft model:{draft}: {draft}/config.json: hidden_act is 'gelu'" in complaint(capsys, *command)
     (draft / "config.json").write_text(json.dumps(config))
     (draft / "tokenizer.json").unlink()
-    assert f"{draft}: no tokenizer.json" in complaint(capsys, *command)
+    assert f"{draft}: no tokenizer: tokenizer.json" in complaint(capsys, *command)
     assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 

@@ -169,6 +169,16 @@ def test_a_model_that_is_not_whole_in_the_cache_is_refused_without_a_connection(
         assert ") and is not whole in the cache; check the connection, or give a local folder" in refusal(model)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "additional_chat_templates/tools.jinja", "model-00001-of-00002.safetensors"])
+def test_any_file_that_is_read_may_be_the_one_that_the_cache_lacks(hub: Hub, name: str) -> None:
+    hub.repositories[ID] = CHECKPOINT | MORE_OF_A_CHECKPOINT | OTHERS
+    folder = find(ID)
+    hub.close()
+    assert find(ID) == folder
+    (folder / name).unlink()
+    assert "is not whole in the cache" in refusal(ID)
+
+
 def test_a_second_download_fetches_nothing(hub: Hub) -> None:
     find(ID)
     before = len(hub.fetched)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quasar.engines.errors import UsageError, first_line
-from quasar.exporter.model.folder import CONFIG, NAMES, check_names, is_read
+from quasar.exporter.model.folder import CONFIG, NAMES, OLD_TOKENIZERS, check_names, is_read
 
 Judge = Callable[[Path], object]
 """Called with the path of a config.json; raises UsageError where the model cannot be exported."""
@@ -74,10 +74,11 @@ def _cached(repo_id: str, revision: str | None, error: Exception) -> Path:
     """The folder of a model that an earlier download left, where it is known to be whole; else `error` is raised."""
     from huggingface_hub import snapshot_download
 
-    needed = [*NAMES, "model*.safetensors"]
+    # a star takes slashes too
+    needed, deeper = [*NAMES, *OLD_TOKENIZERS, "model*.safetensors", "additional_chat_templates/*.jinja"], ["model*/*", "*/*/*"]
     try:
         folder = snapshot_download(
-            repo_id, revision=revision, local_files_only=True, allow_patterns=needed, ignore_patterns=["*/*"]
+            repo_id, revision=revision, local_files_only=True, allow_patterns=needed, ignore_patterns=deeper
         )
     except Exception:  # no cache, not this model, or only some of its files
         raise error from None
