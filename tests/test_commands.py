@@ -171,6 +171,12 @@ def test_a_batch_takes_the_portable_form(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ bad checkpoints
 
 
+def only_index(folder: Path, text: str) -> None:
+    """An index in place of the weights: a whole file beside it would win."""
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
 def copy_demo(folder: Path) -> Path:
     shutil.copytree(DEMO, folder)
     return folder
@@ -195,11 +201,11 @@ def truncate(path: Path, keep: float) -> None:
 BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown family": (
         lambda d: edit_config(d, model_type="gpt2"),
-        "model_type 'gpt2' is not supported; supported: qwen3",
+        "model_type 'gpt2' is not supported; supported: llama",
     ),
     "quantized": (lambda d: edit_config(d, quantization_config={"bits": 4}), "quantized already"),
-    "activation": (lambda d: edit_config(d, hidden_act="gelu"), "only 'silu' is supported"),
-    "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer.json"),
+    "activation": (lambda d: edit_config(d, hidden_act="gelu"), "hidden_act is 'gelu'; supported: silu"),
+    "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer: tokenizer.json"),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "no model.safetensors"),
     "no config": (lambda d: (d / "config.json").unlink(), "no config.json"),
     "broken config": (lambda d: (d / "config.json").write_text("{"), "config.json: cannot be read"),
@@ -242,11 +248,11 @@ BREAKS: dict[str, tuple[Callable[[Path], object], str]] = {
         "model/chat_template.jinja: cannot be read",
     ),
     "shard index": (
-        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": ["x"]}'),
+        lambda d: only_index(d, '{"weight_map": ["x"]}'),
         "weight_map does not name a file for each tensor",
     ),
     "shard outside": (
-        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../../x.safetensors"}}'),
+        lambda d: only_index(d, '{"weight_map": {"x": "../../x.safetensors"}}'),
         "'../../x.safetensors' are missing",
     ),
     "rope": (lambda d: edit_config(d, rope_parameters={"rope_type": "longrope", "rope_theta": 1e4}), "config.json: "),
@@ -404,6 +410,11 @@ def test_generate_names_what_is_wrong(demo_bundle: Path, tmp_path: Path, capsys:
     assert "--raw goes with" in say(bundle, "--raw", "--token-ids", str(tmp_path / "missing"))
     assert "a stage is empty" in say(bundle, "hi", "--chain", "")
     assert "draft_length" in say(bundle, "hi", "--draft-length", "-1")
+    assert "--template-option x: give NAME=VALUE" in say(bundle, "hi", "--template-option", "x")
+    assert "--template-option =1: give NAME=VALUE" in say(bundle, "hi", "--template-option", "=1")
+    assert "template option 'tools': the call sets" in say(bundle, "hi", "--template-option", "tools=[]")
+    assert "goes with the chat template" in say(bundle, "hi", "--raw", "--template-option", "a=1")
+    assert "goes with the chat template" in say(bundle, "--token-ids", "no file", "--template-option", "a=1")
 
     file = tmp_path / "ids.jsonl"
     file.write_text('{"ids": [1, 2]}\n{"ids": [1, 4096]}\n')
@@ -458,6 +469,14 @@ def test_a_template_that_fails_is_one_line(demo_bundle: Path, tmp_path: Path, ca
     bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
     edit_template(bundle, template)
     assert "chat template" in complaint(capsys, generate_main([str(bundle), "hi"]))
+
+
+def test_options_of_the_template_are_json_or_text(demo_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    edit_template(bundle, "{{ raise_exception([thinking, day, names] | tojson) }}")
+    options = [("thinking", "false"), ("day", "Mon=day"), ("names", '["a"]')]
+    given = [part for name, value in options for part in ("--template-option", f"{name}={value}")]
+    assert '[false, "Mon=day", ["a"]]' in complaint(capsys, generate_main([str(bundle), "hi", *given]))
 
 
 def test_a_chat_survives_a_turn_that_cannot_be_answered(demo_bundle: Path) -> None:

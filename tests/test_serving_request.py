@@ -12,12 +12,15 @@ import pytest
 
 from quasar.engines.errors import UsageError
 from quasar.runtime import Model, SamplingParams, load
+from quasar.runtime.chat_template import ChatTemplates
 from quasar.runtime.serving.request import Order, read_request
 from quasar.runtime.serving.settings import Settings, parse_settings
 from quasar.runtime.serving.tensors import INPUTS, OUTPUTS
 
 QUESTION = "Tom has 3 boxes of 8 pens. How many pens are there?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
+TOOLS = [{"type": "function", "function": {"name": "add"}}]
+TEMPLATE = "{{ tools | tojson }} {{ enable_thinking }} {{ messages[0].content }}"
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,9 @@ def model(demo_bundle: Path) -> Iterator[Model]:
 
 def text(*values: str) -> np.ndarray:
     return np.array([[value.encode() for value in values]], dtype=np.object_)
+
+
+CHAT = text(json.dumps(MESSAGES))
 
 
 def read(model: Model, **tensors: Any) -> Order:
@@ -85,6 +91,14 @@ def test_prompts_of_each_kind(model: Model) -> None:
     assert read_request(model, {"token_ids": np.array(ids)}).prompt.ids == ids  # [N] for [1, N]
 
 
+def test_tools_and_template_options_reach_the_template(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.tokenizer, "templates", ChatTemplates({"default": TEMPLATE}, {}))
+    tensors = {"messages": CHAT, "tools": text(json.dumps(TOOLS)), "chat_template_kwargs": text('{"enable_thinking": false}')}
+    order = read_request(model, tensors)
+    assert model.tokenizer.decode(order.prompt.ids) == f"{json.dumps(TOOLS)} False {QUESTION}"
+    assert order.prompt.continued == []
+
+
 def test_the_prompt_is_put_before_the_answer_where_asked_for(model: Model) -> None:
     echo = {"exclude_input_in_output": np.array([[False]])}
     assert read(model, **echo).echo == QUESTION
@@ -129,6 +143,14 @@ def test_bad_values_are_named(model: Model, tensors: dict[str, Any], message: st
         ({"messages": text("{}")}, "messages: give a list"),
         ({"messages": text("[1]")}, "messages: messages must be a list"),
         ({"messages": text('[{"role": "user"}]' * 2)}, "messages: not JSON"),
+        ({"messages": CHAT, "tools": text("{}")}, r"tools: give a list: \[{\"type\": \"function\""),
+        ({"messages": CHAT, "tools": text("[")}, "tools: not JSON"),
+        ({"messages": CHAT, "tools": text("[1]")}, "tools must be a list of JSON schemas"),
+        ({"messages": CHAT, "chat_template_kwargs": text("[]")}, "chat_template_kwargs: give an object"),
+        ({"messages": CHAT, "chat_template_kwargs": text('{"tools": []}')}, "template option 'tools': the call sets it itself"),
+        ({"text_input": text("a"), "tools": text("[]")}, "tools given with text_input, .* give messages"),
+        ({"token_ids": np.array([[1]]), "chat_template_kwargs": text("{}")}, "chat_template_kwargs given with token_ids"),
+        ({"tools": text("[]")}, "no prompt given"),
         ({"token_ids": np.array([[]], dtype=np.int64)}, "token_ids: the prompt is empty"),
         ({"token_ids": np.array([[1, 4096]])}, "token_ids: token id 4096 is outside"),
         ({"token_ids": np.ones((1, 4096), dtype=np.int64)}, "token_ids: the prompt has 4096 tokens"),

@@ -233,7 +233,7 @@ def test_code_of_a_checkpoint_is_neither_asked_about_nor_run(tmp_path: Path, mon
     monkeypatch.setattr("builtins.input", asked)
     code = 'raise SystemExit("the code of the checkpoint was run")'
     config = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}}
-    with pytest.raises(UsageError, match="transformers cannot load the tokenizer"):
+    with pytest.raises(UsageError, match=r"no tokenizer: tokenizer\.json or one of"):
         Case(tmp_path / "none", {"tokenizer_config.json": config, "tokenization_own.py": code})
     file = byte_level()
     case = Case(tmp_path / "file", {"tokenizer.json": file, "tokenizer_config.json": config, "tokenization_own.py": code})

@@ -115,10 +115,9 @@ def read_config(file: Path) -> tuple[Family, Any]:
         UsageError: it is not that of a model that can be exported.
     """
     raw = read_json(file, INTACT)
-    model_type = raw.get("model_type")
-    part = raw.get("text_config")
-    inner = part.get("model_type", "mistral" if model_type == "mistral3" else "gemma3_text") if isinstance(part, dict) else None
-    for kind in (model_type, *([inner] if model_type in FAMILIES and inner is not None else [])):
+    model_type, part = raw.get("model_type"), raw.get("text_config")
+    kinds = [model_type, *([part["model_type"]] if isinstance(part, dict) and "model_type" in part else [])]
+    for kind in kinds:
         if not isinstance(kind, str) or kind not in FAMILIES:
             raise UsageError(f"{file}: model_type {kind!r} is not supported; supported: {supported()}")
     check_precision(file, raw)

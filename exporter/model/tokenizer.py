@@ -7,17 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import transformers
 from tokenizers import decoders, normalizers
 
 from quasar.engines.errors import BundleError, UsageError, first_line
 from quasar.exporter.model.checkpoint import Checkpoint
+from quasar.exporter.model.folder import OLD_TOKENIZERS
 from quasar.exporter.model.json_file import read_json
 from quasar.runtime.chat import Chat
 from quasar.runtime.tokenizer import Tokenizer
 
 ADVICE = "copy the tokenizer files of the model into the folder"
-TEMPLATE, OTHER_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+FILE, TEMPLATE, OTHER_TEMPLATES = "tokenizer.json", "chat_template.jinja", "additional_chat_templates"
 SPACE = "\u2581"
 """Stands for a space in sentencepiece's tokens."""
 QUESTION, ANSWER = "question", "answer"
@@ -31,7 +33,7 @@ def write_tokenizer(checkpoint: Checkpoint, target: Path) -> None:
     """
     loaded = _load(checkpoint.path)
     target.mkdir()
-    loaded.backend_tokenizer.save(str(target / "tokenizer.json"))
+    loaded.backend_tokenizer.save(str(target / FILE))
     named = {name: token for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
     (target / "tokenizer_config.json").write_text(json.dumps(named, indent=2, ensure_ascii=False), encoding="utf-8")
     templates = _templates(loaded, checkpoint.path)
@@ -47,6 +49,7 @@ def _load(path: Path) -> Any:
     try:
         if path.is_file():
             return transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+        _check_files(path)
         if _only_pieces(path):
             _read_pieces(path)  # where this fails, transformers blames a library that has nothing to do with it
         config = path / "tokenizer_config.json"
@@ -57,6 +60,26 @@ def _load(path: Path) -> Any:
         raise
     except Exception as error:  # transformers has no one exception for what is missing or broken
         raise UsageError(f"{path}: transformers cannot load the tokenizer ({first_line(error)}); {ADVICE}") from None
+
+
+def _check_files(path: Path) -> None:
+    """Read what transformers reads without a word of which file was wrong.
+
+    Raises:
+        UsageError: there is no tokenizer, or a file of it is broken.
+    """
+    if not any((path / name).is_file() for name in (FILE, *OLD_TOKENIZERS)):
+        raise UsageError(f"{path}: no tokenizer: {FILE} or one of {', '.join(OLD_TOKENIZERS)} is needed; {ADVICE}")
+    for name, read in ((FILE, _parse), (TEMPLATE, lambda file: file.read_text(encoding="utf-8"))):
+        if (path / name).is_file():
+            try:
+                read(path / name)
+            except Exception as error:  # the tokenizers' binding raises plain Exception
+                raise UsageError(f"{path / name}: cannot be read ({first_line(error)}); {ADVICE}") from None
+
+
+def _parse(file: Path) -> object:
+    return tokenizers.Tokenizer.from_file(str(file))
 
 
 def _has_code(config: Mapping[str, Any]) -> bool:
@@ -79,7 +102,7 @@ def _load_foreign(path: Path) -> Any:
 
 def _only_pieces(path: Path) -> bool:
     """Whether there is a sentencepiece model alone."""
-    return (path / "tokenizer.model").is_file() and not (path / "tokenizer.json").is_file()
+    return (path / "tokenizer.model").is_file() and not (path / FILE).is_file()
 
 
 def _read_pieces(path: Path) -> Any:
