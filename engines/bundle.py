@@ -43,7 +43,8 @@ class Bundle:
         if f"{TOKENIZER}/tokenizer.json" not in listed:
             raise BundleError(f"{self.root / MANIFEST}: no tokenizer.json under tokenizer; export the bundle again")
         for path in folder.rglob("*"):
-            if not path.is_dir() and path.relative_to(self.root).as_posix() not in listed:
+            is_folder = path.is_dir() and not path.is_symlink()
+            if not is_folder and path.relative_to(self.root).as_posix() not in listed:
                 raise BundleError(f"{path}: not listed in the manifest; remove it, or export the bundle again")
         return folder
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from edited import edit_manifest, edit_template
 from models import DEMO, make_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -423,22 +424,6 @@ def test_generate_names_what_is_wrong(demo_bundle: Path, tmp_path: Path, capsys:
     assert "cannot be read" in say(bundle, "--token-ids", str(tmp_path / "missing"))
 
 
-def edit_manifest(bundle: Path, edit: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    edit(manifest)
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-
-
-def edit_template(bundle: Path, text: str) -> None:
-    """Another chat template, with a manifest that knows its size."""
-    (bundle / "tokenizer" / "chat_template.jinja").write_text(text)
-
-    def resize(manifest: dict) -> None:  # type: ignore[type-arg]
-        next(f for f in manifest["files"] if f["path"].endswith(".jinja"))["bytes"] = len(text)
-
-    edit_manifest(bundle, resize)
-
-
 def point_outside(bundle: Path) -> None:
     """Weights referred to by the graph that lie outside the bundle."""
     graph = bundle / "int8.onnx"
@@ -467,6 +452,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "unknown chain": lambda b: edit_manifest(b, lambda m: m.update(default_chain="magic > int8")),
     "stop token": lambda b: edit_manifest(b, lambda m: m.update(stop_token_ids=[-1])),
     "unlisted template": lambda b: (b / "tokenizer" / "extra.json").write_text("{}"),
+    "template in a linked folder": lambda b: (b / "tokenizer" / "additional_chat_templates").symlink_to(b.parent),
     "template syntax": lambda b: edit_template(b, "{% if %}"),
 }
 

@@ -27,6 +27,7 @@ from quasar.runtime.options import (
     execution,
     parse_draft_length,
     sampling_options,
+    template_options,
 )
 from quasar.runtime.sampling import SamplingParams
 
@@ -81,7 +82,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _run(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
     settings = _settings(args)
-    prompts = read_prompts(args.prompts, args.limit)
+    prompts = read_prompts(args.prompts, args.limit, template_options(args))
     if args.report is not None:
         require_matplotlib()  # before, not after an hour of measuring
         if args.report.exists() and not args.report.is_dir():
