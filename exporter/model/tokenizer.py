@@ -15,11 +15,12 @@ from quasar.engines.errors import BundleError, UsageError, first_line
 from quasar.exporter.model.checkpoint import Checkpoint
 from quasar.exporter.model.folder import OLD_TOKENIZERS
 from quasar.exporter.model.json_file import read_json
+from quasar.runtime import chat_template
 from quasar.runtime.chat import Chat
 from quasar.runtime.tokenizer import Tokenizer
 
 ADVICE = "copy the tokenizer files of the model into the folder"
-FILE, TEMPLATE, OTHER_TEMPLATES = "tokenizer.json", "chat_template.jinja", "additional_chat_templates"
+FILE = "tokenizer.json"
 SPACE = "\u2581"
 """Stands for a space in sentencepiece's tokens."""
 QUESTION, ANSWER = "question", "answer"
@@ -37,11 +38,11 @@ def write_tokenizer(checkpoint: Checkpoint, target: Path) -> None:
     named = {name: token for name, token in loaded.special_tokens_map.items() if isinstance(token, str)}
     (target / "tokenizer_config.json").write_text(json.dumps(named, indent=2, ensure_ascii=False), encoding="utf-8")
     templates = _templates(loaded, checkpoint.path)
-    if default := templates.pop("default", None):
-        (target / TEMPLATE).write_text(default, encoding="utf-8")
+    if default := templates.pop(chat_template.DEFAULT, None):
+        (target / chat_template.FILE).write_text(default, encoding="utf-8")
     for name, template in templates.items():
-        (target / OTHER_TEMPLATES).mkdir(exist_ok=True)
-        (target / OTHER_TEMPLATES / f"{name}.jinja").write_text(template, encoding="utf-8")
+        (target / chat_template.FOLDER).mkdir(exist_ok=True)
+        (target / chat_template.FOLDER / f"{name}.jinja").write_text(template, encoding="utf-8")
 
 
 def _load(path: Path) -> Any:
@@ -70,7 +71,7 @@ def _check_files(path: Path) -> None:
     """
     if not any((path / name).is_file() for name in (FILE, *OLD_TOKENIZERS)):
         raise UsageError(f"{path}: no tokenizer: {FILE} or one of {', '.join(OLD_TOKENIZERS)} is needed; {ADVICE}")
-    for name, read in ((FILE, _parse), (TEMPLATE, lambda file: file.read_text(encoding="utf-8"))):
+    for name, read in ((FILE, _parse), (chat_template.FILE, lambda file: file.read_text(encoding="utf-8"))):
         if (path / name).is_file():
             try:
                 read(path / name)
@@ -121,7 +122,7 @@ def _templates(loaded: Any, path: Path) -> dict[str, str]:
         found = read_json(older, "correct or remove it").get("chat_template")
     if found is None:
         return {}
-    return dict(found) if isinstance(found, Mapping) else {"default": str(found)}
+    return dict(found) if isinstance(found, Mapping) else {chat_template.DEFAULT: str(found)}
 
 
 def open_tokenizer(checkpoint: Checkpoint, written: Path) -> Tokenizer:
