@@ -12,6 +12,7 @@ import pytest
 from edited import add_template, edit_template
 
 from quasar.runtime import Model, SamplingParams, load
+from quasar.runtime.bench.cli import main as bench_main
 from quasar.runtime.cli import main as generate_main
 
 QUESTION = "How many legs have 3 cats?"
@@ -26,6 +27,15 @@ Capture = pytest.CaptureFixture[str]
 def bundle_with(demo_bundle: Path, folder: Path, template: str) -> Path:
     bundle = Path(shutil.copytree(demo_bundle, folder / "bundle"))
     edit_template(bundle, template)
+    return bundle
+
+
+def without_template(demo_bundle: Path, folder: Path) -> Path:
+    """A bundle whose template has a name that nobody reads."""
+    bundle = Path(shutil.copytree(demo_bundle, folder / "bundle"))
+    (bundle / "tokenizer" / "chat_template.jinja").rename(bundle / "tokenizer" / "unread.jinja")
+    manifest = bundle / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("tokenizer/chat_template.jinja", "tokenizer/unread.jinja"))
     return bundle
 
 
@@ -85,11 +95,28 @@ def test_options_hold_for_every_turn_of_a_chat(
     assert capsys.readouterr().err.count("thinking is 1;") == 2
 
 
+def test_prompts_of_the_bench_take_options(demo_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    bundle = bundle_with(demo_bundle, tmp_path, REFUSING)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"turns": [QUESTION]}))
+    command = [str(bundle), "--prompts", str(prompts), "--chains", "int8", "--repeat", "1", "--max-new-tokens", "4"]
+    assert bench_main([*command, "--template-option", "thinking=false"]) == 2
+    assert "thinking is false;" in capsys.readouterr().err
+    edit_template(bundle, SAYING)
+    assert bench_main([*command, "--json", "--no-memory", "--template-option", "thinking=false"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["template_options"] == {"thinking": False}
+
+
+def test_options_of_the_bench_without_a_template_are_refused(demo_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    bundle = without_template(demo_bundle, tmp_path)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"turns": [QUESTION]}))
+    assert bench_main([str(bundle), "--prompts", str(prompts), "--chains", "int8", "--template-option", "day=1"]) == 2
+    assert "--template-option day: this model has no chat template; leave it out" in capsys.readouterr().err
+
+
 def test_a_chat_without_a_default_template_names_those_that_are_there(demo_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
-    bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
-    (bundle / "tokenizer" / "chat_template.jinja").rename(bundle / "tokenizer" / "unread.jinja")
-    manifest = bundle / "manifest.json"
-    manifest.write_text(manifest.read_text().replace("tokenizer/chat_template.jinja", "tokenizer/unread.jinja"))
+    bundle = without_template(demo_bundle, tmp_path)
     add_template(bundle, "rag", "x")
     for command in ([str(bundle)], [str(bundle), QUESTION]):
         assert generate_main(command) == 2

@@ -48,7 +48,9 @@ class Prompts:
             UsageError: it does not fit the context, or there are template options and no template.
         """
         asked = turns[: len(answers) + 1]
-        if not model.tokenizer.has_chat_template and not self.template_options:
+        if not model.tokenizer.has_chat_template:
+            for name in self.template_options:
+                raise UsageError(f"--template-option {name}: this model has no chat template; leave it out")
             return model.tokenize("\n\n".join(part for pair in zip(asked, [*answers, ""], strict=True) for part in pair).strip())
         messages = []
         for number, turn in enumerate(asked):
