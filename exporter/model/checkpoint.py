@@ -31,15 +31,13 @@ class Checkpoint:
 
     Attributes:
         path: the folder, or the GGUF file.
-        config: the transformers configuration.
-        known_to_transformers: whether transformers has the model's code; else `config` is that of a type with the same function.
+        config: the transformers configuration; of a type that transformers does not have, that of one with the same function.
     """
 
     path: Path
     model_id: str
     revision: str | None
     config: Any
-    known_to_transformers: bool
     architecture: Architecture
     layout: Layout
     weights: Weights
@@ -76,27 +74,25 @@ def open_checkpoint(model: str, revision: str | None = None, asked: str | None =
     """
     path = locate(model, revision, asked or f"--model {model}", _read)
     weights: Weights
-    known = True
     if path.is_file():
         file = GgufFile(path)
         config, architecture, layout = file.parts()
         weights = GgufWeights(file, architecture, layout)
     else:
         check_folder(path)
-        family, config, architecture, layout = _read(path / "config.json")
-        known = family.known_as is None
+        config, architecture, layout = _read(path / "config.json")
         weights = SafetensorsWeights(path)
     architecture = _untied_if_different(architecture, weights)
     _check_tensors(path, architecture, layout, weights)
     name, commit = identify(path)
-    return Checkpoint(path, name, commit, config, known, architecture, layout, weights)
+    return Checkpoint(path, name, commit, config, architecture, layout, weights)
 
 
-def _read(file: Path) -> tuple[Family, Any, Architecture, Layout]:
-    """(the family of a config.json, its configuration in transformers, the parts of the decoder, how they are stored)"""
+def _read(file: Path) -> tuple[Any, Architecture, Layout]:
+    """(the configuration of a config.json in transformers, the parts of the decoder, how they are stored)"""
     family, config = read_config(file)
     try:
-        return family, config, *family.read(config)
+        return config, *family.read(config)
     except UsageError as error:
         raise UsageError(f"{file.parent}/{error}") from None
 

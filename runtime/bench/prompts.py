@@ -49,7 +49,8 @@ class Prompts:
         """
         asked = turns[: len(answers) + 1]
         if not model.tokenizer.has_chat_template:
-            for name in self.template_options:
+            if self.template_options:
+                name = next(iter(self.template_options))
                 raise UsageError(f"--template-option {name}: this model has no chat template; leave it out")
             return model.tokenize("\n\n".join(part for pair in zip(asked, [*answers, ""], strict=True) for part in pair).strip())
         messages = []
