@@ -1,7 +1,7 @@
 """transformers' own model, loaded as transformers loads it: what engines are compared with.
 
-Nothing here goes through this project's readers of configuration and weights, for a gate that reads as the exporter does cannot
-see a misreading.
+Neither weights nor parts of the decoder come from this project's readers, for a gate that reads as the exporter does cannot see
+a misreading. The configuration is of transformers' own class; a GGUF file's has the stretched rope that transformers leaves out.
 """
 
 from __future__ import annotations
