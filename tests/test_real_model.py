@@ -15,6 +15,8 @@ from quasar.runtime import SamplingParams, load
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "real_model.py"
 QUESTIONS = ("What is the capital of France?", "Name three fruits that are red.")
+# of the first question without the request, "The" and "L'" are a near-tie of the float model itself
+CLEAR_QUESTION = "What is the capital of France? Answer in English with one sentence."
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_what_was_chosen_is_named_for_every_linear(manifest: Any) -> None:
 
 def test_the_chat_answers_sensibly(bundle: Path) -> None:
     with load(bundle, chain="prompt-lookup > int8") as model:
-        done = model.generate(messages=[{"role": "user", "content": QUESTIONS[0]}], params=SamplingParams(max_new_tokens=24))
+        done = model.generate(messages=[{"role": "user", "content": CLEAR_QUESTION}], params=SamplingParams(max_new_tokens=24))
     assert "Paris" in done.text
     assert done.finish_reason == "stop"
 
