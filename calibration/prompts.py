@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quasar.engines.errors import UsageError
-from quasar.engines.rows import json_rows, read_text
+from quasar.engines.jsonl import json_rows, read_text
 
 TEXT_KEYS = ("text", "prompt", "inputs_pretokenized", "question")
 ADVICE = "give a .jsonl or .txt file with text"

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quasar.calibration.schemes import DEFAULT_BUDGET, PER_TOKEN, SEARCHED, STATIC, TWO_PARTS, Budget, Scheme
+from quasar.engines.bundle.manifest import BACKENDS, ONNXRUNTIME, Manifest
 from quasar.engines.command import EXIT_CODES, run_command
 from quasar.engines.errors import UsageError
-from quasar.engines.manifest import BACKENDS, ONNXRUNTIME, Manifest
-from quasar.engines.tensorrt_build import BuildOptions
+from quasar.engines.tensorrt.build import BuildOptions
 from quasar.exporter.draft import FORMS, INT4, Draft, parse_drafts
 from quasar.exporter.model.location import name_bundle
 from quasar.exporter.summary import print_summary
@@ -218,7 +218,7 @@ def _rebuild(args: argparse.Namespace) -> tuple[Path, Manifest]:
     build = _build_options(args)
     if build is None:
         raise UsageError("--rebuild: say what is to build the plans: --backend tensorrt or --backend tensorrt-rtx")
-    from quasar.exporter.rebuild import rebuild
+    from quasar.exporter.plans.rebuild import rebuild
 
     return args.rebuild, rebuild(args.rebuild, build, _progress)
 

@@ -15,12 +15,14 @@ import torch
 
 from quasar.calibration.prompts import PromptSet, load_prompts
 from quasar.calibration.pruning import Pruning, prune, rounds
-from quasar.engines.bundle import TOKENIZER, atomic_bundle, check_output, list_files, write_manifest
+from quasar.engines.bundle.bundle import TOKENIZER, atomic_bundle, check_output, list_files, write_manifest
+from quasar.engines.bundle.manifest import EngineEntry, Manifest
 from quasar.engines.errors import UsageError
-from quasar.engines.manifest import EngineEntry, Manifest
-from quasar.engines.onnxruntime import OnnxEngine
-from quasar.engines.tensorrt_build import check_build
-from quasar.exporter.blueprint import (
+from quasar.engines.onnxruntime.engine import OnnxEngine
+from quasar.engines.tensorrt.build import check_build
+from quasar.exporter.draft import ModelDraft, PrunedDraft
+from quasar.exporter.gate import THRESHOLDS, Figures, judge, thresholds_of
+from quasar.exporter.graph.blueprint import (
     Blueprint,
     float_engine,
     for_cuda,
@@ -29,9 +31,7 @@ from quasar.exporter.blueprint import (
     model_engine,
     switched_int4_engine,
 )
-from quasar.exporter.draft import ModelDraft, PrunedDraft
-from quasar.exporter.failure import kept_on_failure
-from quasar.exporter.gate import THRESHOLDS, Figures, judge, thresholds_of
+from quasar.exporter.graph.writer import write_engines
 from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.model.draft_model import check_draft, fit_vocabulary, open_draft
 from quasar.exporter.model.float_layer import float_model
@@ -39,12 +39,12 @@ from quasar.exporter.model.generation_config import sampling_defaults
 from quasar.exporter.model.gguf_file import GgufWeights
 from quasar.exporter.model.tokenizer import encode_messages, open_tokenizer, stop_token_ids_of, write_tokenizer
 from quasar.exporter.options import ExportOptions
-from quasar.exporter.plan_gate import gate_plans, open_plan_graph
-from quasar.exporter.plans import PlanGraph, build_plans
+from quasar.exporter.plans.build import PlanGraph, build_plans
+from quasar.exporter.plans.failure import kept_on_failure
+from quasar.exporter.plans.gate import gate_plans, open_plan_graph
 from quasar.exporter.progress import Progress
 from quasar.exporter.quantized import Quantized, Wanted, quantize
 from quasar.exporter.reference import Reference
-from quasar.exporter.writer import write_engines
 
 PACKAGES = ("quasar-toolchain", "onnxruntime", "tensorrt", "tensorrt-rtx", "onnx-ir", "torch", "transformers", "tokenizers")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from quasar.calibration.schemes import DEFAULT_BUDGET, SEARCHED, Budget, Scheme
 from quasar.calibration.search import COARSE
 from quasar.engines.errors import UsageError
-from quasar.engines.tensorrt_build import BuildOptions, check_precisions
+from quasar.engines.tensorrt.build import BuildOptions, check_precisions
 from quasar.exporter.draft import Draft, ModelDraft
 
 ENGINES = ("float", "int8", "int4", "int4-a16")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quasar.calibration.schemes import FLOAT, TWO_PARTS
-from quasar.engines.manifest import Manifest, PlanEntry
+from quasar.engines.bundle.manifest import Manifest, PlanEntry
 
 WEAK_DRAFT = 0.3
 """Top-1 agreement below which a draft is hardly ever worth its time."""

@@ -6,8 +6,8 @@ with load("demo-int8", chain="prompt-lookup > int8") as model:
     print(done.text, done.ids, done.finish_reason, done.statistics)
 """
 
-from quasar.runtime.generate import Model, load
 from quasar.runtime.generation import Generation, Logprob, Piece, Result
+from quasar.runtime.model import Model, load
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.statistics import Statistics
 

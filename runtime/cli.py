@@ -12,9 +12,9 @@ from typing import Any
 
 from quasar.engines.command import EXIT_CODES, run_command
 from quasar.engines.errors import UsageError
-from quasar.engines.rows import json_rows, read_text
-from quasar.runtime.generate import Model, load
+from quasar.engines.jsonl import json_rows, read_text
 from quasar.runtime.generation import Generation, Result
+from quasar.runtime.model import Model, load
 from quasar.runtime.options import (
     add_generation_config_option,
     add_loading_options,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from quasar.engines.bundle import MANIFEST, Bundle
+from quasar.engines.bundle.bundle import MANIFEST, Bundle
 from quasar.engines.errors import BundleError, UsageError
 from quasar.runtime.sampling import SamplingParams
 

@@ -6,10 +6,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from quasar.engines.bundle import Bundle
+from quasar.engines.bundle.bundle import Bundle
+from quasar.engines.bundle.manifest import BACKENDS, LIBRARIES, ONNXRUNTIME, EngineEntry
 from quasar.engines.engine import Engine
 from quasar.engines.errors import UsageError
-from quasar.engines.manifest import BACKENDS, LIBRARIES, ONNXRUNTIME, EngineEntry
 
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 
@@ -24,7 +24,7 @@ class Execution:
         provider: of ONNX Runtime: `cpu`, `cuda` or `tensorrt`; None for `cpu`.
         threads: of one of ONNX Runtime's operators; 0 for one per physical core.
         batch_invariant: see `quasar.runtime.load`.
-        prepacked: a folder of `quasar.engines.prepacked`, with the graphs of all engines that are to be loaded.
+        prepacked: a folder of `quasar.engines.onnxruntime.prepacked`, with the graphs of all engines that are to be loaded.
     """
 
     backend: str | None = None
@@ -84,13 +84,13 @@ class Execution:
         """
         # imported here: what is wrong with a bundle is said without the backend, and no backend needs the other one
         if self.backend_of(bundle) == ONNXRUNTIME:
-            from quasar.engines.onnxruntime import OnnxEngine
+            from quasar.engines.onnxruntime.engine import OnnxEngine
 
             provider = self.provider or "cpu"
             graph = bundle.path(entry.graph) if self.prepacked is None else self.prepacked / f"{entry.name}.onnx"
             return OnnxEngine(graph, entry, provider, self.threads, self.batch_invariant)
-        from quasar.engines.plan import plan_of
-        from quasar.engines.tensorrt import TensorRtEngine
+        from quasar.engines.tensorrt.engine import TensorRtEngine
+        from quasar.engines.tensorrt.plan import plan_of
 
         plan = plan_of(entry)
         return TensorRtEngine(bundle.path(plan.plan), bundle.path(plan.graph), entry, rebuild_command(bundle, plan.library))

@@ -11,15 +11,15 @@ import numpy as np
 
 from quasar.engines.engine import Float32
 from quasar.engines.errors import QuasarError
+from quasar.runtime.chain.verifier import Round
 from quasar.runtime.sampler import Sampler, log_softmax
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.sequence import Sequence
 from quasar.runtime.statistics import Statistics, difference
 from quasar.runtime.text import TextStream
-from quasar.runtime.verifier import Round
 
 if TYPE_CHECKING:
-    from quasar.runtime.generate import Model
+    from quasar.runtime.model import Model
 
 FinishReason = Literal["stop", "length", "cancelled"]
 

@@ -6,13 +6,13 @@ import argparse
 import json
 from typing import Any
 
+from quasar.engines.bundle.manifest import BACKENDS
+from quasar.engines.bundle.manifest import SAMPLING as CARRIED
 from quasar.engines.errors import UsageError
-from quasar.engines.manifest import BACKENDS
-from quasar.engines.manifest import SAMPLING as CARRIED
 from quasar.runtime.chat import check_options
 from quasar.runtime.defaults import GENERATION_CONFIGS
 from quasar.runtime.execution import Execution
-from quasar.runtime.generate import DraftLength
+from quasar.runtime.model import DraftLength
 from quasar.runtime.sampler import ACCEPTANCES
 from quasar.runtime.sampling import SamplingParams
 

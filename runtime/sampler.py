@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quasar.engines.engine import Float32, Int64
-from quasar.runtime.acceptance import Probabilities
+from quasar.runtime.chain.acceptance import Probabilities
 from quasar.runtime.sampling import SamplingParams, candidates, penalize
 
 Acceptance = Literal["matching", "rejection"]
@@ -30,7 +30,7 @@ class Sampler:
 
     Args:
         prompt_length: tokens before the output.
-        acceptance: see `quasar.runtime.acceptance`.
+        acceptance: see `quasar.runtime.chain.acceptance`.
     """
 
     def __init__(self, params: SamplingParams, prompt_length: int, acceptance: Acceptance = "matching") -> None:

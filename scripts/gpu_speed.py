@@ -24,14 +24,14 @@ from pathlib import Path
 
 import numpy as np
 
-from quasar.engines.bundle import open_bundle
+from quasar.engines.bundle.bundle import open_bundle
+from quasar.engines.bundle.manifest import LIBRARIES
 from quasar.engines.command import run_command
-from quasar.engines.cuda import Device
 from quasar.engines.engine import Engine
-from quasar.engines.manifest import LIBRARIES
-from quasar.engines.plan import plan_of
-from quasar.engines.tensorrt import TensorRtEngine
-from quasar.engines.tensorrt_library import load_library
+from quasar.engines.tensorrt.cuda import Device
+from quasar.engines.tensorrt.engine import TensorRtEngine
+from quasar.engines.tensorrt.library import load_library
+from quasar.engines.tensorrt.plan import plan_of
 
 SCRIPTS = Path(__file__).parent
 EXPORT = "import sys; from quasar.exporter.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from quasar.engines.bundle import open_bundle
+from quasar.engines.bundle.bundle import open_bundle
 from quasar.runtime.bench.prompts import read_prompts
 from quasar.runtime.chat import Chat
 from quasar.runtime.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ import random
 import sys
 from pathlib import Path
 
-from quasar.engines.bundle import open_bundle
+from quasar.engines.bundle.bundle import open_bundle
 from quasar.runtime.bench.prompts import read_prompts
 from quasar.runtime.tokenizer import Tokenizer
 

@@ -94,8 +94,8 @@ def weight_bytes(work: Path) -> dict[str, float]:
 
 def steps(work: Path, rounds: int) -> dict[str, Any]:
     """Seconds of each kind of pass, medians over interleaved rounds."""
-    from quasar.engines.bundle import open_bundle
-    from quasar.engines.onnxruntime import OnnxEngine
+    from quasar.engines.bundle.bundle import open_bundle
+    from quasar.engines.onnxruntime.engine import OnnxEngine
 
     engines = {}
     for name in ("float", "int8"):

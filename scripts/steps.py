@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from quasar.engines.bundle import open_bundle
-from quasar.engines.onnxruntime import OnnxEngine
+from quasar.engines.bundle.bundle import open_bundle
+from quasar.engines.onnxruntime.engine import OnnxEngine
 
 
 def main() -> None:

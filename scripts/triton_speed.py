@@ -26,7 +26,7 @@ from triton_server import TritonServer, make_environment
 
 from quasar.runtime import Model, SamplingParams, load
 
-WRITE = [sys.executable, "-c", "import sys; from quasar.exporter.triton_cli import main; sys.exit(main())"]
+WRITE = [sys.executable, "-c", "import sys; from quasar.runtime.serving.triton.cli import main; sys.exit(main())"]
 
 
 def questions(file: Path | None, count: int) -> list[str]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from quasar.engines.cuda import Device
 from quasar.engines.errors import QuasarError
+from quasar.engines.tensorrt.cuda import Device
 from quasar.exporter.cli import main as export_main
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -20,7 +20,7 @@ import onnxruntime as ort
 from fake_context import DTYPES, Context
 from fake_cuda import FakeCuda
 
-from quasar.engines.manifest import EngineEntry, PlanEntry, PlanProfile, ShapeRange
+from quasar.engines.bundle.manifest import EngineEntry, PlanEntry, PlanProfile, ShapeRange
 
 SIZES = ("batch", "length", "rows", "context")
 

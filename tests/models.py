@@ -16,11 +16,11 @@ import quasar.exporter
 from quasar.calibration.blocks import Blocks, grid_of, quantize_blocks
 from quasar.calibration.groups import GROUPS
 from quasar.calibration.source import TensorSource
-from quasar.engines.manifest import EngineEntry
-from quasar.engines.onnxruntime import OnnxEngine
+from quasar.engines.bundle.manifest import EngineEntry
+from quasar.engines.onnxruntime.engine import OnnxEngine
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.decoder import AttentionForm, Decoder
-from quasar.exporter.graph.linear import FloatLinear, Linear
+from quasar.exporter.graph.linear_onnxruntime import FloatLinear, Linear
 from quasar.exporter.model.checkpoint import Checkpoint
 from quasar.exporter.reference import load_reference
 

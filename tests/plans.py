@@ -11,12 +11,12 @@ from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRt, profile, write_plan
 from models import make_checkpoint, write_engine
 
-from quasar.engines.cuda import Device
+from quasar.engines.bundle.manifest import EngineEntry, PlanProfile
 from quasar.engines.engine import Engine, Scores
-from quasar.engines.manifest import EngineEntry, PlanProfile
-from quasar.engines.onnxruntime import OnnxEngine
-from quasar.engines.tensorrt import TensorRtEngine
-from quasar.exporter.graph.explicit import HalfLinear
+from quasar.engines.onnxruntime.engine import OnnxEngine
+from quasar.engines.tensorrt.cuda import Device
+from quasar.engines.tensorrt.engine import TensorRtEngine
+from quasar.exporter.graph.linear_standard import HalfLinear
 from quasar.exporter.model.checkpoint import open_checkpoint
 
 REBUILD = "quasar-export --rebuild BUNDLE --backend tensorrt"

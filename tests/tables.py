@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from quasar.engines.engine import EngineSpec, Float32, HostScores, Int64, Scores, check_call
-from quasar.runtime.chain import build_chain, parse_chain
+from quasar.runtime.chain.spec import build_chain, parse_chain
+from quasar.runtime.chain.verifier import Verifier
 from quasar.runtime.sampler import Acceptance, Sampler
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.sequence import Sequence
 from quasar.runtime.slot import Slot
-from quasar.runtime.verifier import Verifier
 
 VOCAB = 8
 NOTHING = -1

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quasar.runtime.acceptance import accept_matching
+from quasar.runtime.chain.acceptance import accept_matching
 
 TOKENS = st.integers(0, 2)
 

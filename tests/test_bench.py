@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quasar.engines.bundle import open_bundle
+from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.errors import UsageError
 from quasar.runtime import SamplingParams, load
 from quasar.runtime.bench.bench import Bench, Settings
@@ -20,7 +20,7 @@ from quasar.runtime.bench.fidelity import engine_figures, interval, log_probabil
 from quasar.runtime.bench.figures import denominators, first_difference
 from quasar.runtime.bench.prompts import read_prompts
 from quasar.runtime.bench.sweep import parse_axes
-from quasar.runtime.chain import parse_chain
+from quasar.runtime.chain.spec import parse_chain
 
 QUESTIONS = [
     "Sam has 12 apples and gives 5 of them to Ann. How many apples does Sam have left?",

@@ -18,10 +18,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from quasar.engines.errors import UsageError
-from quasar.runtime.bench import html as report
-from quasar.runtime.bench import plots, summary
-from quasar.runtime.bench.table import text_table
-from quasar.runtime.bench.values import Spread, significant
+from quasar.runtime.bench.report import html as report
+from quasar.runtime.bench.report import plots, summary
+from quasar.runtime.bench.report.table import text_table
+from quasar.runtime.bench.report.values import Spread, significant
 
 ATTACK = '<script>alert(1)</script> & "q" \' $x_1$ \x1b[31m\n\ud800 --> ]]>'
 

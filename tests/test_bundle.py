@@ -13,9 +13,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quasar.engines.bundle import MANIFEST, Bundle, atomic_bundle, check_output, list_files, open_bundle, write_manifest
+from quasar.engines.bundle.bundle import MANIFEST, Bundle, atomic_bundle, check_output, list_files, open_bundle, write_manifest
+from quasar.engines.bundle.manifest import (
+    ENGINE_NAME,
+    FORMAT_VERSION,
+    SAMPLING,
+    BundleFile,
+    EngineEntry,
+    Manifest,
+    parse_manifest,
+)
 from quasar.engines.errors import BundleError, UsageError
-from quasar.engines.manifest import ENGINE_NAME, FORMAT_VERSION, SAMPLING, BundleFile, EngineEntry, Manifest, parse_manifest
 
 CONTENT = {"int8/model.onnx": b"graph", "int8/weights.bin": b"\x00weights" * 9, "tokenizer/tokenizer.json": b"{}"}
 INT8 = EngineEntry(

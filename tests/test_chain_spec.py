@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quasar.engines.errors import UsageError
-from quasar.runtime.chain import PRESETS, WEIGHTLESS, ChainSpec, parse_chain
+from quasar.runtime.chain.spec import PRESETS, WEIGHTLESS, ChainSpec, parse_chain
 
 RESERVED = {*WEIGHTLESS, *PRESETS, "plain"}
 ENGINE_NAMES = st.from_regex(r"[a-z][a-z0-9.-]{0,10}", fullmatch=True).filter(lambda name: name not in RESERVED)

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quasar.engines.bundle import open_bundle
+from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.errors import QuasarError, UsageError
 from quasar.runtime import Model, Result, SamplingParams, load
-from quasar.runtime.chain import parse_chain
-from quasar.runtime.engine_pool import EnginePool
-from quasar.runtime.generate import DraftLength, draft_lengths
+from quasar.runtime.chain.spec import parse_chain
+from quasar.runtime.engines import EnginePool
+from quasar.runtime.model import DraftLength, draft_lengths
 from quasar.runtime.sampler import ACCEPTANCES, Acceptance, log_softmax
 from quasar.runtime.tokenizer import Tokenizer
 

@@ -154,8 +154,8 @@ def test_every_family_through_the_commands(tmp_path: Path, capsys: Capture, fami
 
 
 def test_a_batch_takes_the_portable_form(tmp_path: Path) -> None:
-    from quasar.engines.bundle import open_bundle
-    from quasar.engines.onnxruntime import OnnxEngine
+    from quasar.engines.bundle.bundle import open_bundle
+    from quasar.engines.onnxruntime.engine import OnnxEngine
 
     command = ["--model", "demo", "--engines", "int8", "--max-batch", "2", "--max-length", "512"]
     assert export_main([*command, "--output", str(tmp_path / "b")]) == 0

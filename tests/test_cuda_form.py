@@ -9,12 +9,12 @@ import pytest
 from models import VARIED, forward, make_checkpoint, nearest_blocks, reference_logits, write_engine
 
 from quasar.calibration.four_bit import SIZES
-from quasar.engines.bundle import open_bundle
+from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.errors import QuasarError
 from quasar.exporter.cli import main as export_main
 from quasar.exporter.graph.attention import can_fuse
-from quasar.exporter.graph.explicit import HalfLinear
-from quasar.exporter.graph.linear import BlockLinear, HalfBlockLinear
+from quasar.exporter.graph.linear_onnxruntime import BlockLinear, HalfBlockLinear
+from quasar.exporter.graph.linear_standard import HalfLinear
 from quasar.exporter.model.checkpoint import open_checkpoint
 from quasar.runtime import SamplingParams, load
 

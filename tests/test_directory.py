@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from quasar.engines.bundle import open_bundle
-from quasar.engines.directory import atomic_directory, recover_directory
+from quasar.engines.bundle.bundle import open_bundle
+from quasar.engines.bundle.directory import atomic_directory, recover_directory
 from quasar.exporter.cli import main as export_main
-from quasar.exporter.triton_cli import main as triton_main
+from quasar.runtime.serving.triton.cli import main as triton_main
 
 WRITING = """
 with atomic_directory(output) as partial:
@@ -39,7 +39,7 @@ MOMENTS = {"writing": WRITING, "between": BETWEEN_THE_RENAMES, "before": BEFORE_
 def another_process(output: Path, code: str) -> Iterator[subprocess.Popen[str]]:
     """One that has come to `wait()`, and is killed at the end of the block at the latest."""
     head = (
-        "import shutil, sys, time\nfrom pathlib import Path\nfrom quasar.engines.directory import atomic_directory\n"
+        "import shutil, sys, time\nfrom pathlib import Path\nfrom quasar.engines.bundle.directory import atomic_directory\n"
         f"output = Path({str(output)!r})\ndef wait():\n    print('here', flush=True)\n    time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", head + code], stdout=subprocess.PIPE, text=True)
@@ -139,7 +139,7 @@ def test_without_locks_nothing_is_taken_for_left_behind(tmp_path: Path, monkeypa
     def no_locks(*arguments: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("quasar.engines.directory.fcntl.flock", no_locks)
+    monkeypatch.setattr("quasar.engines.bundle.directory.fcntl.flock", no_locks)
     write(tmp_path / "out", "old")
     write(tmp_path / "out", "new")
     assert names_in(tmp_path) == {"out", *before}

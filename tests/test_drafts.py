@@ -21,9 +21,9 @@ from tokenizers import Tokenizer
 from quasar.calibration import pruning
 from quasar.calibration.observe import FloatModel
 from quasar.calibration.pruning import PROBE_LENGTH, PROBE_TOKENS, ROUNDS, Pruning, layer_damage, probe_of, prune, rounds
-from quasar.engines.bundle import open_bundle
+from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.errors import UsageError
-from quasar.engines.onnxruntime import OnnxEngine
+from quasar.engines.onnxruntime.engine import OnnxEngine
 from quasar.exporter.cli import main as export_main
 from quasar.exporter.draft import ModelDraft, PrunedDraft, parse_drafts
 from quasar.exporter.graph.attention import can_fuse

@@ -14,16 +14,16 @@ from google.protobuf import text_format
 from models import DEMO
 from tritonclient.grpc import model_config_pb2 as pb
 
-from quasar.engines.bundle import open_bundle
+from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.errors import BundleError, UsageError
 from quasar.exporter.cli import main as export_main
 from quasar.exporter.model.generation_config import sampling_defaults
-from quasar.exporter.triton_cli import main as triton_main
 from quasar.runtime import Model, SamplingParams, load
 from quasar.runtime.bench.cli import main as bench_main
 from quasar.runtime.cli import main as generate_main
-from quasar.runtime.serving.request import read_request
 from quasar.runtime.serving.settings import Settings, parse_settings
+from quasar.runtime.serving.triton.cli import main as triton_main
+from quasar.runtime.serving.triton.request import read_request
 
 Capture = pytest.CaptureFixture[str]
 QUESTION = "Tom has 3 boxes of 8 pens. How many pens are there?"

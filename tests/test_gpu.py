@@ -18,14 +18,14 @@ import pytest
 from agreement import differences, parting_gap, teacher_forced
 from plans import choices, greedy
 
-from quasar.engines.bundle import MANIFEST, open_bundle
-from quasar.engines.cuda import Device
+from quasar.engines.bundle.bundle import MANIFEST, open_bundle
+from quasar.engines.bundle.manifest import LIBRARIES
 from quasar.engines.errors import BundleError, UsageError
-from quasar.engines.manifest import LIBRARIES
-from quasar.engines.onnxruntime import OnnxEngine
-from quasar.engines.plan import plan_of
-from quasar.engines.tensorrt import TensorRtEngine
-from quasar.engines.tensorrt_library import load_library
+from quasar.engines.onnxruntime.engine import OnnxEngine
+from quasar.engines.tensorrt.cuda import Device
+from quasar.engines.tensorrt.engine import TensorRtEngine
+from quasar.engines.tensorrt.library import load_library
+from quasar.engines.tensorrt.plan import plan_of
 from quasar.exporter.cli import main as export_main
 from quasar.runtime import SamplingParams, load
 from quasar.runtime.chat import Chat

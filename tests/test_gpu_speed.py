@@ -13,8 +13,8 @@ import pytest
 from fake_tensorrt import profile
 from plans import Rig, small_model
 
-from quasar.engines.cuda_graphs import MOST_KEPT
-from quasar.engines.tensorrt import GRAPH_LENGTH
+from quasar.engines.tensorrt.engine import GRAPH_LENGTH
+from quasar.engines.tensorrt.graphs import MOST_KEPT
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 sys.path.insert(0, str(SCRIPTS))

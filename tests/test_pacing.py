@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quasar.runtime import drafting
-from quasar.runtime.draft.proposer import Draft
-from quasar.runtime.drafting import LONGEST_DRAFT, LONGEST_PAUSE, PROBE_LENGTH, Drafter
-from quasar.runtime.pacing import MEMORY, ROW_PRIOR, Acceptance, StepCosts, TokenCost, best_length
+from quasar.runtime.chain import drafting
+from quasar.runtime.chain.drafting import LONGEST_DRAFT, LONGEST_PAUSE, PROBE_LENGTH, Drafter
+from quasar.runtime.chain.pacing import MEMORY, ROW_PRIOR, Acceptance, StepCosts, TokenCost, best_length
+from quasar.runtime.proposers.proposer import Draft
 from quasar.runtime.sampler import Sampler
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.sequence import Sequence

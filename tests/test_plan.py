@@ -19,11 +19,11 @@ from fake_cuda import FakeCuda, cudaError_t
 from fake_tensorrt import FakeTensorRt, profile
 from plans import REBUILD, Rig, SmallModel, small_model, usual_profiles
 
-from quasar.engines.cuda import Device, DeviceMemoryError, has_gpu
+from quasar.engines.bundle.manifest import EngineEntry
 from quasar.engines.errors import BundleError, QuasarError, UsageError
-from quasar.engines.manifest import EngineEntry
-from quasar.engines.plan_shapes import cache_bytes, choose_profile, context_length
-from quasar.engines.tensorrt import TensorRtEngine
+from quasar.engines.tensorrt.cuda import Device, DeviceMemoryError, has_gpu
+from quasar.engines.tensorrt.engine import TensorRtEngine
+from quasar.engines.tensorrt.shapes import cache_bytes, choose_profile, context_length
 
 MIB = 1 << 20
 
@@ -323,7 +323,7 @@ def test_a_machine_that_cannot_run_plans_says_why(cuda: FakeCuda, error: str | N
 )
 def test_a_gpu_that_cannot_be_used_is_none(monkeypatch: pytest.MonkeyPatch, function: str, error: str) -> None:
     cuda = FakeCuda()
-    monkeypatch.setattr("quasar.engines.cuda.load_runtime", lambda: cuda)
+    monkeypatch.setattr("quasar.engines.tensorrt.cuda.load_runtime", lambda: cuda)
     assert has_gpu()
     cuda.fail[function] = cudaError_t[error]
     assert not has_gpu()
@@ -350,7 +350,7 @@ def test_without_tensorrt_the_install_command_is_printed(single: SmallModel, mon
 
 def test_importing_the_runner_loads_no_gpu_library() -> None:
     heavy = ("tensorrt", "tensorrt_rtx", "cuda", "torch")
-    code = f"import sys, quasar.engines.tensorrt; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, quasar.engines.tensorrt.engine; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -15,22 +15,22 @@ from fake_tensorrt import FakeTensorRt, write_plan
 from plans import REBUILD, greedy
 
 from quasar.calibration.schemes import PER_TOKEN, Budget
-from quasar.engines.bundle import Bundle, open_bundle
-from quasar.engines.cuda import Device
+from quasar.engines.bundle.bundle import Bundle, open_bundle
+from quasar.engines.bundle.manifest import EngineEntry
 from quasar.engines.engine import Engine
-from quasar.engines.manifest import EngineEntry
-from quasar.engines.onnxruntime import OnnxEngine
-from quasar.engines.tensorrt import TensorRtEngine
-from quasar.engines.tensorrt_build import plan_profiles
-from quasar.exporter.blueprint import float_engine, int4_engine, int8_engine
+from quasar.engines.onnxruntime.engine import OnnxEngine
+from quasar.engines.tensorrt.build import plan_profiles
+from quasar.engines.tensorrt.cuda import Device
+from quasar.engines.tensorrt.engine import TensorRtEngine
+from quasar.exporter.graph.blueprint import float_engine, int4_engine, int8_engine
+from quasar.exporter.graph.writer import PlanGraph, write_engines
 from quasar.exporter.model.checkpoint import open_checkpoint
 from quasar.exporter.options import ExportOptions
 from quasar.exporter.quantized import Wanted, quantize
-from quasar.exporter.writer import PlanGraph, write_engines
 from quasar.runtime import Model, SamplingParams
-from quasar.runtime.chain import ChainSpec, parse_chain
-from quasar.runtime.engine_pool import EnginePool
-from quasar.runtime.generate import draft_lengths
+from quasar.runtime.chain.spec import ChainSpec, parse_chain
+from quasar.runtime.engines import EnginePool
+from quasar.runtime.model import draft_lengths
 from quasar.runtime.slot import Slot
 from quasar.runtime.tokenizer import Tokenizer
 

@@ -8,8 +8,8 @@ from threading import Timer
 
 import pytest
 
-from quasar.engines.plan_layers import parse_layers
-from quasar.engines.plan_progress import BuildProgress, make_monitor, run_interruptibly
+from quasar.engines.tensorrt.layers import parse_layers
+from quasar.engines.tensorrt.progress import BuildProgress, make_monitor, run_interruptibly
 
 
 def tensor(name: str, shape: str, dtype: str) -> str:

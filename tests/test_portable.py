@@ -17,10 +17,10 @@ from quasar.calibration.four_bit import SYMMETRIC_SIZES
 from quasar.calibration.groups import GROUPS
 from quasar.calibration.quantize import fake_quantize_rows
 from quasar.calibration.schemes import PER_TOKEN, STATIC, TWO_PARTS
-from quasar.engines.onnxruntime import OnnxEngine
+from quasar.engines.onnxruntime.engine import OnnxEngine
 from quasar.exporter.graph.attention import can_fuse
-from quasar.exporter.graph.explicit import ExplicitBlockLinear, ExplicitW8A8Linear, HalfLinear
-from quasar.exporter.graph.linear import Activation, FloatLinear, W8A8Linear
+from quasar.exporter.graph.linear_onnxruntime import Activation, FloatLinear, W8A8Linear
+from quasar.exporter.graph.linear_standard import ExplicitBlockLinear, ExplicitW8A8Linear, HalfLinear
 from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 
 TOLERANCE = 2e-5

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quasar.engines.bundle import open_bundle
+from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.errors import BundleError, UsageError
-from quasar.engines.prepacked import LISTING, check_prepacked, save_prepacked
-from quasar.exporter.triton_cli import main as triton_main
+from quasar.engines.onnxruntime.prepacked import LISTING, check_prepacked, save_prepacked
 from quasar.runtime import load
+from quasar.runtime.serving.triton.cli import main as triton_main
 
 CHAIN = "prompt-lookup > int4 > int8 > float"
 OWN_MEMORY = """

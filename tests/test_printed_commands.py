@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from quasar.engines.bundle import open_bundle
+from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.errors import BuildError, UsageError
-from quasar.engines.tensorrt_build import BuildOptions
-from quasar.exporter.failure import bisect_commands
-from quasar.exporter.plans import PlanGraph
+from quasar.engines.tensorrt.build import BuildOptions
+from quasar.exporter.plans.build import PlanGraph
+from quasar.exporter.plans.failure import bisect_commands
 from quasar.exporter.summary import print_summary
-from quasar.exporter.triton_cli import main as triton_main
+from quasar.runtime.serving.triton.cli import main as triton_main
 
 Capture = pytest.CaptureFixture[str]
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quasar.runtime.draft.prompt_lookup import PromptLookup
+from quasar.runtime.proposers.prompt_lookup import PromptLookup
 from quasar.runtime.sampler import Sampler
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.sequence import Sequence

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from quasar.calibration.blocks import Grid, quantize_blocks
-from quasar.engines.onnxruntime import LowActivations, OnnxEngine
+from quasar.engines.onnxruntime.engine import LowActivations, OnnxEngine
 from quasar.exporter.cli import main as export_main
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
-from quasar.exporter.graph.linear import BlockLinear, Linear, SwitchedBlockLinear
+from quasar.exporter.graph.linear_onnxruntime import BlockLinear, Linear, SwitchedBlockLinear
 from quasar.runtime import Model, SamplingParams, load
 
 QUESTION = [{"role": "user", "content": "Sam has 12 apples and gives 5 of them to Ann. How many apples does Sam have left?"}]

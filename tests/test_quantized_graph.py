@@ -28,8 +28,8 @@ from quasar.calibration.source import TensorSource
 from quasar.calibration.w8a8 import Choices, Recipe, W8A8Search
 from quasar.exporter.cli import main as export_main
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
-from quasar.exporter.graph.explicit import ExplicitW8A8Linear
-from quasar.exporter.graph.linear import Activation, Linear, W8A8Linear
+from quasar.exporter.graph.linear_onnxruntime import Activation, Linear, W8A8Linear
+from quasar.exporter.graph.linear_standard import ExplicitW8A8Linear
 from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.model.float_layer import float_model
 

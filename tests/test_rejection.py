@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tables import chi_square
 
-from quasar.runtime.acceptance import Probabilities, accept_rejection, sample
+from quasar.runtime.chain.acceptance import Probabilities, accept_rejection, sample
 
 VOCAB = 4
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tables import PROMPT, VOCAB, chi_square, generate, table, table_chain
 
-from quasar.runtime import acceptance
+from quasar.runtime.chain import acceptance
 from quasar.runtime.sampler import ACCEPTANCES, Acceptance, Sampler
 from quasar.runtime.sampling import SamplingParams
 

@@ -13,9 +13,9 @@ import pytest
 from quasar.engines.errors import UsageError
 from quasar.runtime import Model, SamplingParams, load
 from quasar.runtime.chat_template import ChatTemplates
-from quasar.runtime.serving.request import Order, read_request
 from quasar.runtime.serving.settings import Settings, parse_settings
-from quasar.runtime.serving.tensors import INPUTS, OUTPUTS
+from quasar.runtime.serving.triton.request import Order, read_request
+from quasar.runtime.serving.triton.tensors import INPUTS, OUTPUTS
 
 QUESTION = "Tom has 3 boxes of 8 pens. How many pens are there?"
 MESSAGES = [{"role": "user", "content": QUESTION}]

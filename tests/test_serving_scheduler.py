@@ -12,12 +12,12 @@ import pytest
 
 from quasar.engines.errors import QuasarError
 from quasar.runtime import Model, SamplingParams
-from quasar.runtime.serving import scheduler as scheduler_module
+from quasar.runtime.serving import worker as scheduler_module
 from quasar.runtime.serving.metrics import FIRST_TOKEN, GENERATED, ROUNDS, TOKENS_PER_ROUND, Tally
 from quasar.runtime.serving.relay import Relay, RelayedClient
-from quasar.runtime.serving.request import Order
-from quasar.runtime.serving.scheduler import Part, Scheduler
 from quasar.runtime.serving.settings import Settings
+from quasar.runtime.serving.triton.request import Order
+from quasar.runtime.serving.worker import Part, Scheduler
 
 QUESTIONS = [f"A shop has {n} apples and sells {n - 3} of them. How many are left?" for n in (9, 14, 21, 33, 40, 52)]
 

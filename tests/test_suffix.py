@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quasar.runtime.draft.suffix import Suffix, SuffixPool
-from quasar.runtime.draft.suffix_tree import Match, SuffixTree
+from quasar.runtime.proposers.suffix import Suffix, SuffixPool
+from quasar.runtime.proposers.suffix_tree import Match, SuffixTree
 from quasar.runtime.sampler import Sampler
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.sequence import Sequence

@@ -10,8 +10,8 @@ from fake_cuda import cudaError_t
 from fake_tensorrt import profile
 from plans import Rig, SmallModel, choices, greedy, small_model, usual_profiles
 
-from quasar.engines.cuda_graphs import RecurringPasses
 from quasar.engines.errors import QuasarError, UsageError
+from quasar.engines.tensorrt.graphs import RecurringPasses
 
 IDS = np.random.default_rng(5).integers(0, 97, 60)
 

@@ -19,18 +19,18 @@ import pytest
 from models import make_checkpoint
 from onnx import TensorProto, helper
 
-from quasar.engines.bundle import open_bundle
-from quasar.engines.cuda import has_gpu
+from quasar.engines.bundle.bundle import open_bundle
+from quasar.engines.bundle.manifest import EngineEntry, PlanEntry
 from quasar.engines.errors import BuildError, BundleError, UsageError
-from quasar.engines.manifest import EngineEntry, PlanEntry
-from quasar.engines.tensorrt_build import VERIFY_ROWS, BuildOptions, BuiltPlan, build_plan, check_build, plan_profiles
-from quasar.engines.tensorrt_library import Log
+from quasar.engines.tensorrt.build import VERIFY_ROWS, BuildOptions, BuiltPlan, build_plan, check_build, plan_profiles
+from quasar.engines.tensorrt.cuda import has_gpu
+from quasar.engines.tensorrt.library import Log
 from quasar.exporter import plans
 from quasar.exporter.cli import main as export_main
-from quasar.exporter.plans import int8_products
+from quasar.exporter.plans.build import int8_products
 from quasar.runtime import SamplingParams, load
+from quasar.runtime.chain.drafting import LONGEST_DRAFT
 from quasar.runtime.cli import main as generate_main
-from quasar.runtime.drafting import LONGEST_DRAFT
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 RTX = "tensorrt-rtx"

@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 
 from quasar.engines.errors import UsageError
-from quasar.engines.tensorrt_library import Log, load_library, version_numbers
+from quasar.engines.tensorrt.library import Log, load_library, version_numbers
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])

@@ -10,12 +10,12 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from quasar.engines.bundle import open_bundle
-from quasar.exporter import triton
-from quasar.exporter.triton_cli import main
+from quasar.engines.bundle.bundle import open_bundle
 from quasar.runtime import load
-from quasar.runtime.serving.request import read_request
-from quasar.runtime.serving.tensors import INPUTS, OUTPUTS
+from quasar.runtime.serving.triton import repository as triton
+from quasar.runtime.serving.triton.cli import main
+from quasar.runtime.serving.triton.request import read_request
+from quasar.runtime.serving.triton.tensors import INPUTS, OUTPUTS
 
 Capture = pytest.CaptureFixture[str]
 
@@ -51,7 +51,7 @@ def test_the_model_is_whole(demo_bundle: Path, tmp_path: Path) -> None:
     assert [tensor.name for tensor in config.input] == [spec.name for spec in INPUTS]
     assert all(tensor.optional for tensor in config.input)
     assert [tensor.name for tensor in config.output] == [spec.name for spec in OUTPUTS]
-    assert "quasar.runtime.triton_model" in (model / "1" / "model.py").read_text()
+    assert "quasar.runtime.serving.triton.model" in (model / "1" / "model.py").read_text()
     readme = (model / "README.md").read_text()
     assert "docker run" in readme
     assert "--load-model=m" in readme

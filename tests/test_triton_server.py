@@ -27,8 +27,8 @@ import tritonclient.grpc as triton_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from quasar.exporter.triton_cli import main as triton_main
 from quasar.runtime import Model, SamplingParams, load
+from quasar.runtime.serving.triton.cli import main as triton_main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 

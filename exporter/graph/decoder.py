@@ -14,7 +14,7 @@ from quasar.calibration.groups import GROUPS, LM_HEAD
 from quasar.calibration.source import TensorSource
 from quasar.exporter.graph.attention import FusedAttention, PortableAttention
 from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
-from quasar.exporter.graph.linear import Linear
+from quasar.exporter.graph.linear_onnxruntime import Linear
 from quasar.exporter.model.architecture import Architecture
 
 AttentionForm = Literal["fused", "portable"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from quasar.engines.bundle.manifest import SAMPLING
 from quasar.engines.errors import UsageError
-from quasar.engines.manifest import SAMPLING
 from quasar.exporter.model.json_file import read_json
 from quasar.runtime.sampling import SamplingParams
 

@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from quasar.engines.bundle import Bundle
+from quasar.engines.bundle.bundle import Bundle
 from quasar.engines.errors import UsageError
 from quasar.runtime.bench import fidelity, machine
 from quasar.runtime.bench.figures import FLOAT, chain_figures, denominators
 from quasar.runtime.bench.measure import Measurement, Variant, measure
 from quasar.runtime.bench.prompts import Prompts
 from quasar.runtime.bench.sweep import sweep_figures, sweep_variants
-from quasar.runtime.chain import ChainSpec, parse_chain
-from quasar.runtime.engine_pool import EnginePool
+from quasar.runtime.chain.spec import ChainSpec, parse_chain
+from quasar.runtime.engines import EnginePool
 from quasar.runtime.execution import Execution
-from quasar.runtime.generate import DraftLength, Model, choose_chain, draft_lengths
+from quasar.runtime.model import DraftLength, Model, choose_chain, draft_lengths
 from quasar.runtime.sampler import Acceptance
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.tokenizer import Tokenizer

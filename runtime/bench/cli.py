@@ -11,15 +11,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quasar.engines.bundle import open_bundle
+from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.command import EXIT_CODES, INTERRUPTED, run_command
 from quasar.engines.errors import UsageError
 from quasar.runtime.bench.bench import Bench, Settings
-from quasar.runtime.bench.html import write_report
 from quasar.runtime.bench.prompts import read_prompts
-from quasar.runtime.bench.svg import require_matplotlib
+from quasar.runtime.bench.report.html import write_report
+from quasar.runtime.bench.report.svg import require_matplotlib
+from quasar.runtime.bench.report.table import text_table
 from quasar.runtime.bench.sweep import parse_axes
-from quasar.runtime.bench.table import text_table
 from quasar.runtime.options import (
     add_loading_options,
     add_sampling_options,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from quasar.runtime.bench.measure import Measurement, Run, Variant
-from quasar.runtime.chain import ChainSpec
+from quasar.runtime.chain.spec import ChainSpec
 from quasar.runtime.statistics import LevelStatistics
 
 FLOAT = "float"

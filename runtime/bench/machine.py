@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from quasar.engines.cuda import Device
-from quasar.engines.manifest import LIBRARIES
+from quasar.engines.bundle.manifest import LIBRARIES
+from quasar.engines.tensorrt.cuda import Device
 from quasar.runtime.execution import Execution
 
 PACKAGES = ("quasar-toolchain", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy", "tokenizers")

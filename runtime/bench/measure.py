@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from quasar.runtime.bench.prompts import Prompts
-from quasar.runtime.chain import ChainSpec
-from quasar.runtime.generate import DraftLength, Model
+from quasar.runtime.chain.spec import ChainSpec
+from quasar.runtime.model import DraftLength, Model
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.statistics import Statistics
 

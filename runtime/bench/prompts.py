@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from quasar.engines.errors import UsageError
-from quasar.engines.rows import json_rows, read_text
+from quasar.engines.jsonl import json_rows, read_text
 from quasar.runtime.chat import Chat
-from quasar.runtime.generate import Model
+from quasar.runtime.model import Model
 
 ADVICE = 'give rows {"question_id": 1, "category": "...", "turns": ["..."]}'
 

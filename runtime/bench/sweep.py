@@ -8,7 +8,7 @@ from typing import Any
 from quasar.engines.errors import UsageError
 from quasar.runtime.bench.figures import ratio, speed, spread, total_levels
 from quasar.runtime.bench.measure import Measurement, Variant
-from quasar.runtime.chain import ChainSpec
+from quasar.runtime.chain.spec import ChainSpec
 
 AXES = {"k": int, "temperature": float}
 

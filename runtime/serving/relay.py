@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from quasar.engines.errors import first_line
 from quasar.runtime.serving.metrics import Tally
-from quasar.runtime.serving.scheduler import Client, Part, Reporter
+from quasar.runtime.serving.worker import Client, Part, Reporter
 
 
 class Relay:

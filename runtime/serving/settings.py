@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from quasar.engines.bundle import Bundle, open_bundle
+from quasar.engines.bundle.bundle import Bundle, open_bundle
+from quasar.engines.bundle.manifest import ONNXRUNTIME
 from quasar.engines.errors import UsageError
-from quasar.engines.manifest import ONNXRUNTIME
 from quasar.runtime.defaults import GenerationConfig
 from quasar.runtime.execution import Execution
-from quasar.runtime.generate import Model, choose_chain, load
+from quasar.runtime.model import Model, choose_chain, load
 from quasar.runtime.options import parse_draft_length
 from quasar.runtime.sampler import Acceptance
 
@@ -82,7 +82,7 @@ class Settings:
             BundleError: the bundle is not whole.
         """
         if prepacked is not None:
-            from quasar.engines.prepacked import check_prepacked
+            from quasar.engines.onnxruntime.prepacked import check_prepacked
 
             opened = open_bundle(bundle)
             check_prepacked(prepacked, opened, choose_chain(opened, self.chain).engines)

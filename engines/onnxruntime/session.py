@@ -1,0 +1,119 @@
+"""Loading a graph into ONNX Runtime: on the provider that was asked for, and with the shapes that the manifest says."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+
+import onnxruntime as ort
+
+from quasar.engines.bundle.manifest import EngineEntry
+from quasar.engines.errors import BundleError, UsageError, first_line
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+CACHE_TYPES = ("tensor(float)", "tensor(float16)")
+LOG_NOTHING = 4  # what goes wrong is raised
+SWITCHED = "w4a16"
+"""The precision whose graphs for a CPU take `precise`, bool []: 16-bit activations, or int8 ones."""
+
+
+def create_session(path: str, provider: str = "cpu", threads: int = 0, optimize: bool = True) -> ort.InferenceSession:
+    """Load a graph on exactly the provider that was asked for.
+
+    Args:
+        provider: `cpu`, `cuda` or `tensorrt`.
+        threads: threads of one operator; 0 for one per physical core.
+        optimize: else the nodes run as they were written.
+
+    Raises:
+        UsageError: the provider is not there. ONNX Runtime itself would fall back to the CPU in silence.
+        BundleError: the graph cannot be loaded.
+    """
+    if provider not in PROVIDERS:
+        raise UsageError(f"unknown provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
+    cores = os.cpu_count() or 1
+    if not 0 <= threads <= cores:
+        raise UsageError(f"threads is {threads}; this machine has {cores} cores, and 0 takes one per core")
+    name = PROVIDERS[provider]
+    if name not in ort.get_available_providers():
+        raise UsageError(
+            f"provider {provider}: this onnxruntime has no {name}; install quasar-toolchain[gpu] in place of "
+            "quasar-toolchain[cpu], or use --provider cpu"
+        )
+    options = session_options(threads, optimize)
+    try:
+        session = ort.InferenceSession(path, options, providers=[name])
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        raise BundleError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from None
+    if session.get_providers()[0] != name:
+        raise UsageError(
+            f"provider {provider}: {name} is installed but did not start (driver or libraries missing); use --provider cpu"
+        )
+    return session
+
+
+def session_options(threads: int = 0, optimize: bool = True) -> ort.SessionOptions:
+    """Options of a session; arguments as of `create_session`."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    # else they spin on for a while after a pass, and slow the next engine of the chain
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = LOG_NOTHING
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # an arena would keep every weight that a node makes float: three times the memory, and the time to claim it
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+    if _u8s8_overflows():  # costs two seconds and a copy of the weights at loading, so not without need
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def _u8s8_overflows() -> bool:
+    """Whether this is an x86 processor without VNNI, whose u8 x s8 kernel saturates sums in 16 bits.
+
+    True where it cannot be told: ONNX Runtime then uses its exact u8 x u8 kernel.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    return re.search(r"\bavx(512)?_vnni\b", flags) is None
+
+
+def check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -> tuple[dict[str, str], bool]:
+    """(types of the graph's inputs, whether it gives `best` and `confidence`).
+
+    Its shapes must be those of the manifest, or a pass would read past the buffers.
+    """
+    precision = session.get_modelmeta().custom_metadata_map.get("quasar.precision")
+    if precision != entry.precision:
+        raise BundleError(f"{path}: its precision is {precision}, the manifest says {entry.precision}; export the bundle again")
+    cache = [entry.num_key_value_heads, entry.max_length, entry.head_dim]
+    inputs = {"input_ids": 2, "start": 1, "rows": 2} | ({"context": 1} if entry.attention == "portable" else {})
+    expected: dict[str, list[int]] = {f"{side}.{name}": cache for side in ("past", "present") for name in entry.cache_names}
+    found = {value.name: value for value in [*session.get_inputs(), *session.get_outputs()]}
+    switch = {"precise"} & set(found) if entry.precision == SWITCHED else set()
+    cache_type = next((value.type for name, value in found.items() if name in expected), "")
+    if set(found) - {"best", "confidence"} != {*expected, *inputs, *switch, "logits"} or cache_type not in CACHE_TYPES:
+        raise BundleError(
+            f"{path}: its inputs and outputs are not those of a {entry.num_hidden_layers}-layer engine; export it again"
+        )
+    for name, shape in expected.items():
+        batch = found[name].shape[0]
+        if (batch == 1) != (entry.max_batch == 1) or list(found[name].shape[1:]) != shape or found[name].type != cache_type:
+            raise BundleError(f"{path}: {name} is {found[name].type} {found[name].shape}, the manifest says {shape}")
+    for name, rank in inputs.items():
+        if len(found[name].shape) != rank or found[name].type != "tensor(int64)":
+            raise BundleError(f"{path}: {name} is {found[name].type} {found[name].shape}; expected int64 of rank {rank}")
+    if found["logits"].shape[-1] != entry.vocab_size or found["logits"].type != "tensor(float)":
+        raise BundleError(f"{path}: logits are {found['logits'].shape}, the manifest says vocab_size {entry.vocab_size}")
+    return {value.name: value.type for value in session.get_inputs()}, {"best", "confidence"} <= set(found)

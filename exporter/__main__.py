@@ -1,0 +1,5 @@
+"""`python -m quasar.exporter`."""
+
+from quasar.exporter.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,95 @@
+"""Engines to files: graphs, weights, and the embedding rows that engines share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from quasar.engines.bundle.manifest import ONNXRUNTIME, EngineEntry
+from quasar.exporter.graph.attention import can_fuse
+from quasar.exporter.graph.blueprint import Blueprint, for_tensorrt
+from quasar.exporter.graph.builder import GraphBuilder, WeightFile
+from quasar.exporter.graph.decoder import AttentionForm, Decoder
+from quasar.exporter.plans.build import PlanGraph, graph_label
+from quasar.exporter.progress import Progress
+
+
+def write_engines(
+    root: Path, blueprints: Sequence[Blueprint], max_length: int, max_batch: int, for_plans: bool, progress: Progress
+) -> tuple[list[EngineEntry], list[PlanGraph]]:
+    """Write every engine into the bundle at `root`, with `for_plans` also its graph for TensorRT.
+
+    The entries have neither gate figures nor plans yet.
+    """
+    explicit_forms = {b.name: for_tensorrt(b) for b in blueprints} if for_plans else {}
+    forms = [*blueprints, *explicit_forms.values()]
+    names = [*(form.weights for form in forms), *(shared for form in forms if (shared := _embedding_file(form)))]
+    entries, graphs = [], []
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(WeightFile(root / f"{name}.bin")) for name in dict.fromkeys(names)}
+        for blueprint in blueprints:
+            form: AttentionForm = "fused" if can_fuse(blueprint.architecture, max_batch) else "portable"
+            decoder = _decoder(blueprint, form, max_length, max_batch)
+            written = _write(root, f"{blueprint.name}.onnx", blueprint, decoder, files, progress)
+            entries.append(_entry(blueprint, decoder, written))
+            if explicit := explicit_forms.get(blueprint.name):
+                decoder = _decoder(explicit, "portable", max_length, max_batch)
+                written = _write(root, f"{graph_label(explicit.name)}.onnx", explicit, decoder, files, progress)
+                graphs.append(PlanGraph(explicit.name, explicit.precision, written))
+    return entries, graphs
+
+
+def _embedding_file(blueprint: Blueprint) -> str | None:
+    """The file of embedding rows beside that of the weights; float32 rows are in the latter."""
+    return None if blueprint.precision == "float32" else blueprint.embedding
+
+
+def _decoder(blueprint: Blueprint, attention: AttentionForm, max_length: int, max_batch: int) -> Decoder:
+    return Decoder(
+        architecture=blueprint.architecture,
+        linear=blueprint.linear,
+        lm_head=blueprint.lm_head,
+        attention=attention,
+        max_length=max_length,
+        max_batch=max_batch,
+        half_embedding=blueprint.precision != "float32",
+        layers=blueprint.layers,
+        half_attention=blueprint.half,
+        choices=blueprint.half,
+    )
+
+
+def _write(
+    root: Path, graph: str, blueprint: Blueprint, decoder: Decoder, files: Mapping[str, WeightFile], progress: Progress
+) -> tuple[str, ...]:
+    """Write a graph: its files, the graph first."""
+    shared = _embedding_file(blueprint)
+    weights, embedding = files[blueprint.weights], files[shared] if shared else None
+    with progress(f"write {graph.removesuffix('.onnx')}", len(blueprint.layers)) as bar:
+        builder = GraphBuilder(weights, embedding)
+        decoder.write(builder, blueprint.source, lambda: bar.update(1))
+    builder.save(root / graph, blueprint.name, blueprint.precision)
+    return (graph, weights.path.name, *([embedding.path.name] if embedding else []))
+
+
+def _entry(blueprint: Blueprint, decoder: Decoder, files: tuple[str, ...]) -> EngineEntry:
+    a = blueprint.architecture
+    return EngineEntry(
+        name=blueprint.name,
+        backend=ONNXRUNTIME,
+        precision=blueprint.precision,
+        attention=decoder.attention,
+        graph=files[0],
+        files=files,
+        vocab_size=a.vocab_size,
+        max_length=decoder.max_length,
+        max_batch=decoder.max_batch,
+        num_hidden_layers=len(blueprint.layers),
+        num_key_value_heads=a.num_key_value_heads,
+        head_dim=a.head_dim,
+        model=blueprint.model,
+        layers=blueprint.layers,
+        float_linears=blueprint.float_linears,
+        gate={},
+    )

@@ -1,0 +1,1 @@
+"""Plans for GPUs: built, checked, and built again."""

@@ -1,0 +1,1 @@
+"""Chains: proposers and verifiers, and how far to draft."""

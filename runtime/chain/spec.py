@@ -1,0 +1,96 @@
+"""Chains: how they are written, and how they are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from quasar.engines.errors import UsageError
+from quasar.runtime.chain.verifier import Verifier
+from quasar.runtime.proposers.prompt_lookup import PromptLookup
+from quasar.runtime.proposers.proposer import Proposer
+from quasar.runtime.proposers.suffix import Suffix, SuffixPool
+from quasar.runtime.slot import Slot
+
+WEIGHTLESS: Mapping[str, Callable[[], Proposer]] = {
+    "prompt-lookup": PromptLookup,
+    "suffix": Suffix,
+    "suffix-pool": lambda: Suffix(SuffixPool()),
+}
+PRESETS: Mapping[str, str] = {
+    "quasar": "prompt-lookup > int8",
+    "lossless": "prompt-lookup > int8 > float",
+    "qspec": "int4 > int4-a16",
+}
+PLAIN = "plain"
+"""The preset of the default chain's last engine alone."""
+
+
+@dataclass(frozen=True)
+class ChainSpec:
+    """A chain as it is written, left to right.
+
+    Attributes:
+        proposers: what proposes to the first verifier, weightless or engines; the first that proposes anything wins. Empty
+            for plain decoding.
+        verifiers: engines; each one's output is the next one's proposal.
+    """
+
+    proposers: tuple[str, ...]
+    verifiers: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " > ".join([*([",".join(self.proposers)] if self.proposers else []), *self.verifiers])
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Every engine of the chain, the last one last."""
+        return (*(name for name in self.proposers if name not in WEIGHTLESS), *self.verifiers)
+
+    @property
+    def law(self) -> str:
+        """The engine whose distribution the output follows."""
+        return self.verifiers[-1]
+
+
+def parse_chain(text: str, default: str | None = None) -> ChainSpec:
+    """Read a chain: `a,b > c > d`, or the name of a preset.
+
+    Args:
+        default: the chain whose last engine `plain` stands for.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if text == PLAIN and default is not None:
+        text = default.rsplit(">", 1)[-1]
+    stages = [[name.strip() for name in stage.split(",")] for stage in PRESETS.get(text.strip(), text).split(">")]
+    names = [name for stage in stages for name in stage]
+    if not all(names):
+        raise UsageError(f"chain {text!r}: a stage is empty; write ENGINE, or PROPOSER > ENGINE [> ENGINE ...]")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"chain {text!r}: {twice} is in it twice; name each part once")
+    proposers, verifiers = (stages[0], stages[1:]) if len(stages) > 1 else ([], stages)
+    for stage in verifiers:
+        if len(stage) > 1:
+            raise UsageError(f"chain {text!r}: only the first stage may be a list; {','.join(stage)} has to be one engine")
+        if stage[0] in WEIGHTLESS:
+            raise UsageError(f"chain {text!r}: {stage[0]} only proposes; put it first, and an engine after it: {stage[0]} > int8")
+    return ChainSpec(tuple(proposers), tuple(stage[0] for stage in verifiers))
+
+
+def build_chain(spec: ChainSpec, slots: Mapping[str, Slot], draft_lengths: Sequence[int | None]) -> Verifier:
+    """The parts of a chain, put together.
+
+    Args:
+        slots: of its engines, by name.
+        draft_lengths: tokens proposed a round to each verifier; None for as many as pay.
+    """
+    proposers: list[Proposer] = [
+        WEIGHTLESS[name]() if name in WEIGHTLESS else Verifier(slots[name], [], None) for name in spec.proposers
+    ]
+    for name, draft_length in zip(spec.verifiers, draft_lengths, strict=True):
+        verifier = Verifier(slots[name], proposers, draft_length)
+        proposers = [verifier]
+    return verifier

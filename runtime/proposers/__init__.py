@@ -1,0 +1,1 @@
+"""What proposes tokens without an engine."""

@@ -1,0 +1,1 @@
+"""Triton Inference Server: the model that its Python backend runs, and the repository that it reads."""

@@ -1,0 +1,153 @@
+"""The model that Triton's Python backend runs: requests in, responses out, everything between in `quasar.runtime.serving`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils  # exists inside the server only
+
+from quasar.engines.errors import QuasarError, first_line
+from quasar.runtime.model import Model
+from quasar.runtime.serving.metrics import COUNTERS, HISTOGRAMS, Tally
+from quasar.runtime.serving.relay import Relay, RelayedClient
+from quasar.runtime.serving.settings import parse_settings
+from quasar.runtime.serving.triton.request import Order, read_request
+from quasar.runtime.serving.worker import Part, Scheduler
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class TritonPythonModel:
+    """One instance: the engines of a bundle, in a process of their own."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the bundle beside `model.py`; what is wrong with it is the reason that Triton shows for the failed load."""
+        config = json.loads(args["model_config"])
+        parameters = {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+        if args["model_instance_kind"] == "GPU":
+            _see_only(int(args["model_instance_device_id"]))
+        folder = Path(args["model_repository"]) / args["model_version"]
+        prepacked = folder / "prepacked"
+        try:
+            self._models = parse_settings(parameters).load(folder / "bundle", prepacked if prepacked.is_dir() else None)
+        except QuasarError as error:
+            raise pb_utils.TritonModelException(f"quasar: {error}") from None
+        self._metrics = _Metrics(args["model_name"], args["model_version"])
+        self._relay = Relay(self._metrics)
+        self._scheduler = Scheduler(self._models, self._relay)
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Take in requests; their responses come later."""
+        for request in requests:
+            client = _Client(request)
+            try:
+                client.order = _read(self._models[0], request)
+            except QuasarError as error:
+                client.fail(str(error), usage=True)
+                continue
+            except Exception as error:  # it is this request's alone
+                client.fail(f"internal error: {type(error).__name__}: {first_line(error)}", usage=False)
+                continue
+            self._scheduler.submit(client.order, RelayedClient(client, self._relay))
+
+    def is_ready(self) -> bool:
+        """Whether answers can be expected."""
+        return self._scheduler.healthy
+
+    def finalize(self) -> None:
+        """End what is open, and free everything."""
+        self._scheduler.close()
+        self._relay.close()
+        self._metrics.free()
+        for model in self._models:
+            model.close()
+
+
+def _read(model: Model, request: Any) -> Order:
+    tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+    return read_request(model, tensors, json.loads(request.parameters() or "{}"))
+
+
+def _see_only(device: int) -> None:
+    """Make one GPU the only one of this process: engines run on the first that they see."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[device] if visible else str(device)
+
+
+class _Client:
+    """Whoever sent a request."""
+
+    order: Order
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+        self._sender = request.get_response_sender()
+
+    def is_cancelled(self) -> bool:
+        """See `Client.is_cancelled`."""
+        return bool(self._request.is_cancelled())
+
+    def send(self, part: Part) -> None:
+        """See `Client.send`."""
+        tensors = [_strings("text_output", part.text), _numbers("token_ids", part.ids, np.int64)]
+        if self.order.count_input:
+            tensors.append(_numbers("num_input_tokens", [len(self.order.prompt.ids)], np.int32))
+        if self.order.count_output:
+            tensors.append(_numbers("num_output_tokens", [len(part.ids)], np.int32))
+        if part.finish_reason is None:
+            self._sender.send(pb_utils.InferenceResponse(tensors))
+            return
+        tensors += [_strings("finish_reason", part.finish_reason), _strings("statistics", json.dumps(part.statistics))]
+        self._sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL)
+
+    def fail(self, message: str, usage: bool) -> None:
+        """See `Client.fail`."""
+        code = pb_utils.TritonError.INVALID_ARG if usage else pb_utils.TritonError.INTERNAL
+        self._sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)), flags=FINAL)
+
+    def leave(self) -> None:
+        """See `Client.leave`."""
+        self._sender.send(flags=FINAL)
+
+
+def _strings(name: str, text: str) -> Any:
+    return pb_utils.Tensor(name, np.array([[text.encode("utf-8")]], dtype=np.object_))
+
+
+def _numbers(name: str, values: Sequence[int], dtype: type) -> Any:
+    return pb_utils.Tensor(name, np.array([values], dtype=dtype))
+
+
+class _Metrics:
+    """Metrics beside Triton's own."""
+
+    def __init__(self, model: str, version: str) -> None:
+        labels = {"model": model, "version": version}
+        kinds = pb_utils.MetricFamily
+        self._families: list[Any] = []
+        self._metrics: dict[str, Any] = {}
+        for spec in (*COUNTERS, *HISTOGRAMS):
+            kind = kinds.HISTOGRAM if spec.buckets else kinds.COUNTER
+            family = pb_utils.MetricFamily(name=spec.name, description=spec.meaning, kind=kind)
+            self._families.append(family)
+            buckets = {"buckets": list(spec.buckets)} if spec.buckets else {}
+            self._metrics[spec.name] = family.Metric(labels=labels, **buckets)
+
+    def report(self, tally: Tally) -> None:
+        """See `Reporter.report`."""
+        for name, count in tally.counts.items():
+            if count:
+                self._metrics[name].increment(count)
+        for name, values in tally.observations.items():
+            for value in values:
+                self._metrics[name].observe(value)
+
+    def free(self) -> None:
+        """Free the metrics, and then their families: the server's stub crashes at unloading otherwise."""
+        self._metrics.clear()
+        self._families.clear()
