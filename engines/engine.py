@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,8 +23,8 @@ class EngineSpec:
         name: the engine's name in chains: `float`, `int8`, `int4`.
         vocab_size: width of a row of logits.
         max_length: positions in the KV cache of one slot.
-        max_rows: most tokens of one slot in one pass; longer inputs are fed in chunks.
-        max_batch: slots that can run in one pass.
+        max_rows: most tokens of one feed; longer inputs are fed in chunks.
+        slots: sequences that have a place in the cache, and most feeds of a pass.
         precision: how weights and activations are stored, for people.
     """
 
@@ -32,88 +32,127 @@ class EngineSpec:
     vocab_size: int
     max_length: int
     max_rows: int
-    max_batch: int
+    slots: int
     precision: str
+
+
+@dataclass(frozen=True)
+class Feed:
+    """One sequence's part of a pass: its tokens' keys and values are written at start..start+S-1 of its slot.
+
+    Keeping less of the cache than was written is passing a smaller `start`: what lies beyond is overwritten.
+
+    Attributes:
+        slot: which of the engine's caches.
+        start: positions of it that are kept.
+        tokens: int64 [S].
+        rows: int64 [R], which of the S tokens' logits are wanted; may be empty.
+    """
+
+    slot: int
+    start: int
+    tokens: Int64
+    rows: Int64
+
+    @property
+    def end(self) -> int:
+        """The position after the last token."""
+        return self.start + len(self.tokens)
 
 
 class Scores(Protocol):
     """What a pass says of the wanted rows; valid until the engine's next pass.
 
     Greedy decoding needs a token and a probability of some rows, not all their logits: on a GPU, those stay there until asked
-    for.
+    for. Feeds are counted in the order in which they were given, rows in that of `Feed.rows`.
     """
 
-    def best(self, slot: int, row: int) -> int:
+    def best(self, feed: int, row: int) -> int:
         """The likeliest token of a row; the first of equals."""
         ...
 
-    def confidence(self, slot: int, row: int) -> float:
+    def confidence(self, feed: int, row: int) -> float:
         """Its probability."""
         ...
 
-    def logits(self) -> Float32:
-        """float32 [B, R, V]; the buffer is the engine's own."""
+    def logits(self, feed: int) -> Float32:
+        """float32 [R, V]; the buffer is the engine's own."""
         ...
+
+
+Spans = Sequence[tuple[int, int]]
+"""Of each feed: (its first row among all rows of the pass, how many it has)."""
 
 
 class HostScores:
     """Scores whose logits lie in the host's memory.
 
     Args:
-        logits: float32 [B, R, V].
+        logits: float32 [N, V].
+        spans: each feed's rows among the N.
         scratch: float32 [V], overwritten at will.
     """
 
-    def __init__(self, logits: Float32, scratch: Float32) -> None:
+    def __init__(self, logits: Float32, spans: Spans, scratch: Float32) -> None:
         self._logits = logits
+        self._spans = spans
         self._scratch = scratch
 
-    def best(self, slot: int, row: int) -> int:
+    def best(self, feed: int, row: int) -> int:
         """See `Scores.best`."""
-        return int(self._logits[slot, row].argmax())
+        return int(self._logits[self._spans[feed][0] + row].argmax())
 
-    def confidence(self, slot: int, row: int) -> float:
+    def confidence(self, feed: int, row: int) -> float:
         """See `Scores.confidence`."""
-        logits = self._logits[slot, row]
+        logits = self._logits[self._spans[feed][0] + row]
         weights = np.exp(np.subtract(logits, logits.max(), out=self._scratch), out=self._scratch)
         return 1 / float(weights.sum())
 
-    def logits(self) -> Float32:
+    def logits(self, feed: int) -> Float32:
         """See `Scores.logits`."""
-        return self._logits
+        first, count = self._spans[feed]
+        return self._logits[first : first + count]
 
 
 class DeviceScores:
     """Scores of a pass whose logits are still on the GPU.
 
     Args:
-        best: int64 [B, R].
-        confidence: float32 [B, R].
+        best: int64 [N].
+        confidence: float32 [N].
+        spans: each feed's rows among the N.
         engine: its name, for errors.
         passes: how many passes the engine has run by now; once another one has, the logits are gone.
-        copy: copies the logits to the host, float32 [B, R, V]; done once, however many rows are asked for one by one.
+        copy: copies the logits to the host, float32 [N, V]; done once, however many rows are asked for one by one.
     """
 
     def __init__(
-        self, best: Int64, confidence: Float32, engine: str, passes: Callable[[], int], copy: Callable[[], Float32]
+        self,
+        best: Int64,
+        confidence: Float32,
+        spans: Spans,
+        engine: str,
+        passes: Callable[[], int],
+        copy: Callable[[], Float32],
     ) -> None:
         self._best = best
         self._confidence = confidence
+        self._spans = spans
         self._engine = engine
         self._passes = passes
         self._number = passes()
         self._copy = copy
         self._logits: Float32 | None = None
 
-    def best(self, slot: int, row: int) -> int:
+    def best(self, feed: int, row: int) -> int:
         """See `Scores.best`."""
-        return int(self._best[slot, row])
+        return int(self._best[self._spans[feed][0] + row])
 
-    def confidence(self, slot: int, row: int) -> float:
+    def confidence(self, feed: int, row: int) -> float:
         """See `Scores.confidence`."""
-        return float(self._confidence[slot, row])
+        return float(self._confidence[self._spans[feed][0] + row])
 
-    def logits(self) -> Float32:
+    def logits(self, feed: int) -> Float32:
         """See `Scores.logits`.
 
         Raises:
@@ -124,7 +163,8 @@ class DeviceScores:
             raise QuasarError(f"engine {self._engine}: these logits are gone, another pass has run since; ask before it")
         if self._logits is None:
             self._logits = self._copy()
-        return self._logits
+        first, count = self._spans[feed]
+        return self._logits[first : first + count]
 
 
 class Engine(Protocol):
@@ -140,23 +180,12 @@ class Engine(Protocol):
         """Time spent inside the backend since the engine was loaded."""
         ...
 
-    def forward(self, tokens: Int64, start: Int64, rows: Int64) -> Float32:
-        """Write the KV of `tokens` at start..start+S-1 and return the logits of the chosen rows.
+    def score(self, feeds: Sequence[Feed]) -> Scores:
+        """One pass: the keys and values of each feed's tokens are written, and the wanted rows scored.
 
-        Keeping less of the cache than was written is passing a smaller `start`: what lies beyond is overwritten.
-
-        Args:
-            tokens: int64 [B, S].
-            start: int64 [B], how many positions of each slot are kept.
-            rows: int64 [B, R], which of the S tokens' logits are wanted.
-
-        Returns:
-            float32 [B, R, V]; the buffer is the engine's own and is overwritten by the next call.
+        Raises:
+            UsageError: a feed does not fit the engine; nothing was written.
         """
-        ...
-
-    def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
-        """The same pass, of which only what is asked for leaves the device."""
         ...
 
     def close(self) -> None:
@@ -164,28 +193,33 @@ class Engine(Protocol):
         ...
 
 
-def check_call(spec: EngineSpec, tokens: Int64, start: Int64, rows: Int64) -> None:
+def check_feeds(spec: EngineSpec, feeds: Sequence[Feed]) -> None:
     """Refuse a pass that does not fit the engine: backends drop such writes silently, or crash.
 
     Raises:
         UsageError: with the limit that was passed.
     """
-    batch, length = tokens.shape
-    if batch > spec.max_batch:
-        raise UsageError(f"engine {spec.name}: {batch} slots in one pass; it was exported for {spec.max_batch} (--max-batch)")
-    if start.shape != (batch,) or rows.shape[0] != batch or rows.ndim != 2:
+    slots = [feed.slot for feed in feeds]
+    if not feeds or len(set(slots)) != len(slots):
+        raise UsageError(f"engine {spec.name}: a pass needs feeds, each of a slot of its own; these are of slots {slots}")
+    for feed in feeds:
+        _check_feed(spec, feed)
+
+
+def _check_feed(spec: EngineSpec, feed: Feed) -> None:
+    if not 0 <= feed.slot < spec.slots:
+        raise UsageError(f"engine {spec.name}: slot {feed.slot} of {spec.slots}; load it for more (--sequences)")
+    tokens, rows, count = feed.tokens, feed.rows, len(feed.tokens)
+    if tokens.ndim != 1 or rows.ndim != 1:
+        raise UsageError(f"engine {spec.name}: tokens {tokens.shape} and rows {rows.shape}; both have one dimension")
+    if not 0 < count <= spec.max_rows:
+        raise UsageError(f"engine {spec.name}: {count} tokens in one feed; between 1 and {spec.max_rows} fit")
+    if feed.start < 0 or feed.end > spec.max_length:
         raise UsageError(
-            f"engine {spec.name}: tokens {tokens.shape}, start {start.shape} and rows {rows.shape} do not belong together"
-        )
-    if not 0 < length <= spec.max_rows:
-        raise UsageError(f"engine {spec.name}: {length} tokens in one pass; between 1 and {spec.max_rows} fit")
-    first, last = int(start.min()), int(start.max()) + length
-    if first < 0 or last > spec.max_length:
-        raise UsageError(
-            f"engine {spec.name}: positions {first} to {last} do not fit a context of {spec.max_length} (--max-length)"
+            f"engine {spec.name}: positions {feed.start} to {feed.end} do not fit a context of {spec.max_length} (--max-length)"
         )
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= spec.vocab_size:
         raise UsageError(f"engine {spec.name}: token id {low if low < 0 else high} is outside 0..{spec.vocab_size - 1}")
-    if not 0 < rows.shape[1] <= spec.max_rows or int(rows.min()) < 0 or int(rows.max()) >= length:
-        raise UsageError(f"engine {spec.name}: wanted rows must lie in 0..{length - 1}")
+    if len(rows) > spec.max_rows or (len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count):
+        raise UsageError(f"engine {spec.name}: wanted rows must lie in 0..{count - 1}")

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from quasar.engines.cache import CACHE_TYPES, CacheSpec
 from quasar.engines.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ENGINE_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 LIBRARIES = ("tensorrt", "tensorrt-rtx")
 """What builds and runs plans."""
@@ -20,7 +21,7 @@ BACKENDS = (ONNXRUNTIME, *LIBRARIES)
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """Sampling that a model may have defaults for, by the names of vLLM and transformers."""
 # a manifest that asks for more than this is not one that an export wrote
-MAX_VOCAB, MAX_LENGTH, MAX_BATCH, MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1 << 22, 1 << 24, 1 << 10, 1 << 10, 1 << 10, 1 << 12
+MAX_VOCAB, MAX_LENGTH, MAX_SLOTS, MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1 << 22, 1 << 24, 1 << 10, 1 << 10, 1 << 10, 1 << 12
 MOST_SAMPLING = 1 << 31
 
 
@@ -69,6 +70,7 @@ class PlanEntry:
         plan: path of the plan.
         graph: path of the graph that it was built from; `files` are all that building it again needs, and the plan.
         precision: `float16`, `w8a8` or `w4a16`; attention and the cache are float16 in all of them.
+        cache: its keys and values.
         profiles: by index.
         stripped: the plan has no weights; they are put in from the graph at loading.
         version_compatible: later versions of the library load it too.
@@ -82,6 +84,7 @@ class PlanEntry:
     graph: str
     files: tuple[str, ...]
     precision: str
+    cache: CacheSpec
     profiles: tuple[PlanProfile, ...]
     stripped: bool
     version_compatible: bool
@@ -94,7 +97,8 @@ class EngineEntry:
 
     Attributes:
         graph: path of the graph or plan; `files` are all that it needs, itself included.
-        attention: `fused` or `portable`.
+        attention: `packed` (every sequence's rows side by side), `fused` (one sequence) or `portable` (a rectangle of slots).
+        cache: its keys and values.
         model: id of the model whose weights it has; a draft's may be another one than the bundle's.
         layers: which of that model's layers it has, in order.
         float_linears: linears that were left in float.
@@ -109,11 +113,7 @@ class EngineEntry:
     graph: str
     files: tuple[str, ...]
     vocab_size: int
-    max_length: int
-    max_batch: int
-    num_hidden_layers: int
-    num_key_value_heads: int
-    head_dim: int
+    cache: CacheSpec
     model: str
     layers: tuple[int, ...]
     float_linears: tuple[str, ...]
@@ -121,14 +121,14 @@ class EngineEntry:
     plan: PlanEntry | None = None
 
     @property
-    def cache_names(self) -> list[str]:
-        """The caches' names without `past.` or `present.`, in order."""
-        return [f"{layer}.{kind}" for layer in range(self.num_hidden_layers) for kind in ("key", "value")]
+    def max_length(self) -> int:
+        """Positions of a slot."""
+        return self.cache.length
 
     @property
-    def cache_values(self) -> int:
-        """How many numbers all keys and values are."""
-        return 2 * self.num_hidden_layers * self.max_batch * self.num_key_value_heads * self.max_length * self.head_dim
+    def slots(self) -> int:
+        """Sequences that have a place at the same time."""
+        return self.cache.slots
 
 
 @dataclass(frozen=True)
@@ -191,11 +191,7 @@ def _parse_engine(name: str, value: Any, where: str) -> EngineEntry:
         graph=r.get("graph", str),
         files=r.strings("files"),
         vocab_size=r.bounded("vocab_size", MAX_VOCAB),
-        max_length=r.bounded("max_length", MAX_LENGTH),
-        max_batch=r.bounded("max_batch", MAX_BATCH),
-        num_hidden_layers=r.bounded("num_hidden_layers", MAX_LAYERS),
-        num_key_value_heads=r.bounded("num_key_value_heads", MAX_HEADS),
-        head_dim=r.bounded("head_dim", MAX_HEAD_DIM),
+        cache=_parse_cache(_Reader(r.get("cache", dict), f"{r.where}: cache")),
         model=r.get("model", str),
         layers=_parse_layers(r),
         float_linears=r.strings("float_linears"),
@@ -219,6 +215,7 @@ def _parse_plan(r: _Reader) -> PlanEntry:
         graph=r.get("graph", str),
         files=r.strings("files"),
         precision=r.get("precision", str),
+        cache=_parse_cache(_Reader(r.get("cache", dict), f"{r.where}: cache")),
         profiles=profiles,
         stripped=r.get("stripped", bool),
         version_compatible=r.get("version_compatible", bool),
@@ -226,8 +223,23 @@ def _parse_plan(r: _Reader) -> PlanEntry:
     )
 
 
+def _parse_cache(r: _Reader) -> CacheSpec:
+    dtype = r.get("dtype", str)
+    if dtype not in CACHE_TYPES:
+        raise BundleError(f"{r.where}: dtype {dtype!r} is none of {', '.join(CACHE_TYPES)}; export the bundle again")
+    return CacheSpec(
+        layers=r.bounded("layers", MAX_LAYERS),
+        heads=r.bounded("heads", MAX_HEADS),
+        length=r.bounded("length", MAX_LENGTH),
+        head_dim=r.bounded("head_dim", MAX_HEAD_DIM),
+        dtype=dtype,
+        slots=r.bounded("slots", MAX_SLOTS),
+        owner=r.get("owner", str),
+    )
+
+
 def _parse_profile(r: _Reader) -> PlanProfile:
-    limits = {"batch": MAX_BATCH, "length": MAX_LENGTH, "rows": MAX_LENGTH, "context": MAX_LENGTH}
+    limits = {"batch": MAX_SLOTS, "length": MAX_LENGTH, "rows": MAX_LENGTH, "context": MAX_LENGTH}
     return PlanProfile(**{name: _parse_range(_Reader(r.get(name, dict), f"{r.where}: {name}"), limits[name]) for name in limits})
 
 
@@ -239,7 +251,7 @@ def _parse_range(r: _Reader, limit: int) -> ShapeRange:
 
 
 def _parse_layers(r: _Reader) -> tuple[int, ...]:
-    layers, count = r.integers("layers"), r.bounded("num_hidden_layers", MAX_LAYERS)
+    layers, count = r.integers("layers"), _Reader(r.get("cache", dict), r.where).bounded("layers", MAX_LAYERS)
     if len(layers) != count or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < MAX_LAYERS:
         raise BundleError(f"{r.where}: layers are {list(layers)[:8]}, not {count} layers in order; export the bundle again")
     return layers
