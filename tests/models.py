@@ -17,6 +17,7 @@ from quasar.calibration.blocks import Blocks, grid_of, quantize_blocks
 from quasar.calibration.groups import GROUPS
 from quasar.calibration.source import TensorSource
 from quasar.engines.bundle.manifest import EngineEntry
+from quasar.engines.engine import Engine, Feed
 from quasar.engines.onnxruntime.engine import OnnxEngine
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.decoder import AttentionForm, Decoder
@@ -181,7 +182,7 @@ def write_engine(
     attention: AttentionForm = "fused",
     source: TensorSource | None = None,
     max_length: int = 64,
-    max_batch: int = 1,
+    slots: int = 1,
     layers: tuple[int, ...] | None = None,
     half_attention: bool = False,
     optimize: bool = True,
@@ -193,17 +194,22 @@ def write_engine(
         g = GraphBuilder(weights)
         half = not isinstance(linear, FloatLinear)
         layers = tuple(range(a.num_hidden_layers)) if layers is None else layers
-        decoder = Decoder(a, linear, linear, attention, max_length, max_batch, half, layers, half_attention, half_attention)
+        decoder = Decoder(a, linear, linear, attention, max_length, slots, half, layers, half_attention, half_attention)
         decoder.write(g, source or checkpoint)
     g.save(folder / "engine.onnx", "engine", "")
     entry = EngineEntry(
         *("engine", "onnxruntime", "", attention, "engine.onnx", ("engine.onnx", "engine.bin")),
-        *(a.vocab_size, max_length, max_batch, len(layers), a.num_key_value_heads, a.head_dim, "", layers, (), {}),
+        *(a.vocab_size, decoder.cache("engine"), "", layers, (), {}),
     )
     return OnnxEngine(folder / "engine.onnx", entry, optimize=optimize)
 
 
-def forward(engine: OnnxEngine, ids: np.ndarray, start: int = 0) -> np.ndarray:
+def feed(ids: Any, start: int = 0, slot: int = 0, rows: Any = None) -> Feed:
+    """A feed; of all its rows where none are named."""
+    tokens = np.asarray(ids, np.int64)
+    return Feed(slot, start, tokens, np.arange(len(tokens)) if rows is None else np.asarray(rows, np.int64))
+
+
+def forward(engine: Engine, ids: Any, start: int = 0, slot: int = 0) -> np.ndarray:
     """Logits of every position of one pass over one slot, [S, V]."""
-    rows = np.arange(len(ids))[None]
-    return engine.forward(ids[None].astype(np.int64), np.array([start]), rows)[0].copy()
+    return engine.score([feed(ids, start, slot)]).logits(0).copy()

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from models import FAMILIES, FOREIGN, forward, make_checkpoint, reference_logits, write_engine
+from models import FAMILIES, FOREIGN, feed, forward, make_checkpoint, reference_logits, write_engine
 
+from quasar.engines.engine import Feed
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.decoder import AttentionForm
 from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
@@ -43,11 +44,11 @@ def prompt(length: int) -> np.ndarray:
     return np.random.default_rng(length).integers(0, 97, length)
 
 
-@pytest.mark.parametrize("attention", ["fused", "portable"])
+@pytest.mark.parametrize("attention", ["packed", "fused", "portable"])
 def test_float_graph_equals_transformers(
     tmp_path: Path, checkpoint: Checkpoint, expected: dict[int, np.ndarray], attention: AttentionForm
 ) -> None:
-    if attention == "fused" and not can_fuse(checkpoint.architecture, max_batch=1):
+    if attention != "portable" and not can_fuse(checkpoint.architecture):
         pytest.skip("heads of this width are exported in the portable form only")
     engine = write_engine(tmp_path, checkpoint, attention=attention, max_length=MAX_LENGTH)
     for length in LENGTHS:
@@ -80,21 +81,38 @@ def test_every_model_type_that_is_read_is_among_the_tiny_models() -> None:
     assert set(kinds.values()) == set(READ)
 
 
-@pytest.mark.parametrize("family", ["qwen3-tied", "mistral-window"])
-def test_slots_of_a_batch_are_independent(tmp_path: Path, family: str) -> None:
-    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
-    engine = write_engine(tmp_path, checkpoint, attention="portable", max_batch=3)
-    rng = np.random.default_rng(2)
-    ids = [rng.integers(0, 97, 30) for _ in range(3)]
-    expected = [reference_logits(checkpoint, one) for one in ids]
-    starts = np.array([20, 3, 11])
-    longest = int(starts.max())
-    engine.forward(np.stack([one[:longest] for one in ids]), np.zeros(3, np.int64), np.zeros((3, 1), np.int64))
-    tokens = np.stack([one[s : s + 7] for one, s in zip(ids, starts, strict=True)])
-    rows = np.array([[6, 0], [2, 5], [1, 1]])
-    logits = engine.forward(tokens, starts, rows)
-    for slot in range(3):
-        np.testing.assert_allclose(logits[slot], expected[slot][starts[slot] + rows[slot]], atol=TOLERANCE)
+def test_sequences_that_share_passes_are_as_transformers_has_them(
+    tmp_path: Path, checkpoint: Checkpoint, expected: dict[int, np.ndarray]
+) -> None:
+    """Chunks of prompts beside single tokens beside drafts, in slots that come and go."""
+    if not can_fuse(checkpoint.architecture):
+        pytest.skip("heads of this width are exported in the portable form only")
+    engine = write_engine(tmp_path, checkpoint, attention="packed", max_length=MAX_LENGTH, slots=4)
+    ids, logits = prompt(40), expected[40]
+
+    def check(*feeds: Feed) -> None:
+        scores = engine.score(feeds)
+        for number, one in enumerate(feeds):
+            np.testing.assert_allclose(scores.logits(number), logits[one.start + one.rows], atol=TOLERANCE)
+
+    check(feed(ids[:17], 0, slot=2), feed(ids[:1], 0, slot=0), feed(ids[:6], 0, slot=3))
+    check(feed(ids[17:18], 17, slot=2, rows=[]), feed(ids[1:9], 1, slot=0, rows=[7, 2]))
+    check(feed(ids[:33], 0, slot=1, rows=[32]), feed(ids[4:5], 4, slot=3), feed(ids[9:10], 9, slot=0))
+    # slot 2 lost what it had and begins again, slot 0 takes back two tokens, slot 3 was idle
+    check(feed(ids[8:12], 8, slot=0), feed(ids[33:], 33, slot=1), feed(ids[:2], 0, slot=2))
+    check(feed(ids[5:], 5, slot=3))
+
+
+def test_a_long_feed_beside_a_slot_that_is_nearly_full(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "qwen3-tied")))
+    engine = write_engine(tmp_path, checkpoint, attention="packed", max_length=64, slots=3)
+    ids = np.random.default_rng(1).integers(0, 97, 64)
+    logits = reference_logits(checkpoint, ids)
+    engine.score([feed(ids[:62], slot=0), feed(ids[:50], slot=1)])
+    feeds = [feed(ids[62:64], 62, slot=0), feed(ids[:40], slot=2, rows=[39]), feed(ids[50:51], 50, slot=1)]
+    scores = engine.score(feeds)
+    for number, one in enumerate(feeds):
+        np.testing.assert_allclose(scores.logits(number), logits[one.start + one.rows], atol=TOLERANCE)
 
 
 def test_a_fused_engine_gives_only_the_wanted_rows(tmp_path: Path) -> None:
@@ -102,5 +120,5 @@ def test_a_fused_engine_gives_only_the_wanted_rows(tmp_path: Path) -> None:
     engine = write_engine(tmp_path, checkpoint)
     ids = np.arange(12)
     everything = forward(engine, ids)
-    chosen = engine.forward(ids[None], np.array([0]), np.array([[11, 4]]))
-    np.testing.assert_allclose(chosen[0], everything[[11, 4]], atol=TOLERANCE)
+    chosen = engine.score([feed(ids, rows=[11, 4])]).logits(0)
+    np.testing.assert_allclose(chosen, everything[[11, 4]], atol=TOLERANCE)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import mmap
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,29 +12,23 @@ import numpy as np
 import onnxruntime as ort
 
 from quasar.engines.bundle.manifest import EngineEntry
-from quasar.engines.engine import DeviceScores, EngineSpec, Float32, HostScores, Int64, Scores, check_call
+from quasar.engines.engine import DeviceScores, EngineSpec, Feed, Float32, HostScores, Scores, Spans, check_feeds
 from quasar.engines.errors import QuasarError, UsageError, first_line
+from quasar.engines.onnxruntime.caches import SlotCaches, require_memory, zeros
+from quasar.engines.onnxruntime.passes import Pass, packed_passes, single_passes
 from quasar.engines.onnxruntime.session import check_graph, create_session
 
-# tokens in one pass: more would not be faster, and activations grow with them
+# tokens of one feed: more would not be faster, and activations grow with them
 MAX_ROWS = 256
 # precisions whose kernels give a row the same bits in every pass of two or more rows (tested)
 BATCH_INVARIANT = ("float32", "w8a8")
 
 
-def zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
-    """An array of zeros whose pages take memory only once they are written.
-
-    `numpy.zeros` asks for huge pages, and the first token of each KV head would then claim 2 MiB.
-    """
-    count = int(np.prod(shape))
-    return np.frombuffer(mmap.mmap(-1, max(count, 1) * np.dtype(dtype).itemsize), dtype=dtype, count=count).reshape(shape)
-
-
 class OnnxEngine:
     """An engine on ONNX Runtime.
 
-    Past and present of every layer are bound to one buffer, so a step writes its keys and values in place.
+    Past and present of every layer are bound to one buffer, so a step writes its keys and values in place. Packed graphs run
+    all feeds at once; the others take one sequence, so feeds follow each other.
 
     Args:
         graph: the `.onnx` file; its weights lie beside it.
@@ -45,6 +38,7 @@ class OnnxEngine:
             differences into visible ones; so single rows are run twice, which costs time and one position of the cache.
         optimize: see `create_session`. Graphs written for TensorRT are run as they are: ONNX Runtime's own rewriting of
             int8 Q/DQ pairs can break them.
+        slots: sequences to make room for; None for as many as the engine was exported for.
     """
 
     def __init__(
@@ -55,6 +49,7 @@ class OnnxEngine:
         threads: int = 0,
         batch_invariant: bool = False,
         optimize: bool = True,
+        slots: int | None = None,
     ) -> None:
         if batch_invariant and entry.precision not in BATCH_INVARIANT:
             raise UsageError(
@@ -62,45 +57,27 @@ class OnnxEngine:
                 f"batch invariance is for {', '.join(BATCH_INVARIANT)}"
             )
         self._batch_invariant = batch_invariant
-        self._spec = EngineSpec(
-            entry.name,
-            entry.vocab_size,
-            entry.max_length - batch_invariant,
-            min(MAX_ROWS, entry.max_length),
-            entry.max_batch,
-            entry.precision,
-        )
-        self._session = create_session(str(graph), provider, threads, optimize)
-        inputs, self._chooses = check_graph(self._session, entry, str(graph))
-        if provider == "cuda" and inputs["past.0.key"] != "tensor(float16)":
-            raise UsageError(f"engine {entry.name}: it was exported for CPUs; export it for GPUs (--provider cuda)")
-        self._cache_type = np.float16 if inputs["past.0.key"] == "tensor(float16)" else np.float32
-        self._switched = "precise" in inputs
-        self._context = np.arange(entry.max_length if "context" in inputs else 0)
-        self._cache_shape = (entry.num_key_value_heads, entry.max_length, entry.head_dim)
-        self._cache_names = entry.cache_names
+        slots = entry.slots if slots is None else slots
+        # a row less than a slot holds: beside a longer feed, the attention operator finds no room in an idle slot
+        longest = min(MAX_ROWS, entry.max_length - 1)
+        usable = entry.max_length - batch_invariant
+        self._spec = EngineSpec(entry.name, entry.vocab_size, usable, longest, slots, entry.precision)
         self._device = "cpu" if provider == "cpu" else "cuda"
-        self._make_buffers()
-
-    def _make_buffers(self) -> None:
-        """What belongs to one face of the session: the cache, and what passes write into."""
+        if self._device == "cpu":
+            require_memory(entry, slots)
+        self._session = create_session(str(graph), provider, threads, optimize)
+        self._inputs, self._chooses = check_graph(self._session, entry, str(graph))
+        if provider == "cuda" and entry.cache.dtype != "float16":
+            raise UsageError(f"engine {entry.name}: it was exported for CPUs; export it for GPUs (--provider cuda)")
+        self._packed = entry.attention == "packed"
+        self._capacity = entry.max_length
+        self._context = np.arange(entry.max_length)
         self._seconds = 0.0
         self._passes = 0
-        self._logits = zeros((0,))
-        self.scratch: Float32 = zeros((self._spec.vocab_size,))
-        self._device_logits: Any = None
-        self._bindings: dict[int, Any] = {}
-        # one buffer for the largest batch; a smaller batch uses its front
-        self._caches = [self._allocate((self._spec.max_batch, *self._cache_shape)) for _ in self._cache_names]
-
-    def sibling(self) -> OnnxEngine:
-        """Another face of the same session: the same weights, a cache of its own. Each is closed by itself.
-
-        Passes of siblings may follow each other in any order, but one thread at a time runs them.
-        """
-        twin = copy.copy(self)
-        twin._make_buffers()
-        return twin
+        self._logits: Float32 = zeros((0,))
+        self.scratch: Float32 = zeros((entry.vocab_size,))
+        self._bindings: dict[tuple[int, int], Any] = {}
+        self._caches = SlotCaches(entry.cache, slots, self._device)
 
     @property
     def spec(self) -> EngineSpec:
@@ -112,70 +89,72 @@ class OnnxEngine:
         """Time spent inside ONNX Runtime since the engine was loaded."""
         return self._seconds
 
-    def forward(self, tokens: Int64, start: Int64, rows: Int64) -> Float32:
-        """See `Engine.forward`."""
-        logits, seconds = self.run(tokens, start, rows)
-        self._seconds += seconds
-        return logits
-
-    def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
+    def score(self, feeds: Sequence[Feed]) -> Scores:
         """See `Engine.score`."""
-        if not self._chooses:
-            return HostScores(self.forward(tokens, start, rows), self.scratch)
-        binding = self._bind(tokens, start, rows)
-        best, confidence = self._bind_choices(binding, rows.shape)
-        shape = [*rows.shape, self._spec.vocab_size]
-        if self._device_logits is None or self._device_logits.shape() != shape:
-            self._device_logits = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, self._device, 0)
-        binding.bind_ortvalue_output("logits", self._device_logits)
-        self._seconds += self._run(binding)
-        logits = self._device_logits
+        scores, seconds = self.run(feeds)
+        self._seconds += seconds
+        return scores
 
-        def fetch() -> Float32:
-            return np.asarray(logits.numpy(), dtype=np.float32)
-
-        return DeviceScores(best, confidence, self._spec.name, lambda: self._passes, fetch)
-
-    def run(self, tokens: Int64, start: Int64, rows: Int64, precise: bool = True) -> tuple[Float32, float]:
-        """(logits as of `forward`, seconds inside ONNX Runtime).
+    def run(self, feeds: Sequence[Feed], precise: bool = True) -> tuple[Scores, float]:
+        """(scores as of `score`, seconds inside ONNX Runtime).
 
         Args:
             precise: of an engine whose activations can be chosen, the 16-bit ones.
         """
-        binding = self._bind(tokens, start, rows)
-        if self._switched:
-            binding.bind_cpu_input("precise", np.array(precise))
-        logits = self._logits_buffer((*rows.shape, self._spec.vocab_size))
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        # a binding keeps what `score` bound, and would write where those arrays were
-        choices = self._bind_choices(binding, rows.shape) if self._chooses else ()
-        seconds = self._run(binding)
-        del choices  # until here its memory is written
-        return logits, seconds
+        check_feeds(self._spec, feeds)
+        if self._batch_invariant:
+            feeds = [replace(f, tokens=np.repeat(f.tokens, 2)) if len(f.tokens) == 1 else f for f in feeds]
+        passes, spans = packed_passes(feeds, self._capacity) if self._packed else single_passes(feeds, self._context)
+        count = sum(one.rows for one in passes)
+        if self._chooses:
+            return self._run_on_device(passes, spans, count)
+        logits = self._logits_buffer(count)
+        seconds, first = 0.0, 0
+        for one in passes:
+            binding = self._bind(one, precise)
+            part = logits[first : first + one.rows]
+            binding.bind_output("logits", "cpu", 0, np.float32, (1, *part.shape), part.ctypes.data)
+            seconds += self._run(binding)
+            first += one.rows
+        return HostScores(logits, spans, self.scratch), seconds
 
-    @staticmethod
-    def _bind_choices(binding: Any, shape: tuple[int, ...]) -> tuple[Int64, Float32]:
-        """(likeliest token, its probability) of each row, [B, R], written by the next pass; keep them until it is done."""
-        best, confidence = np.empty(shape, np.int64), np.empty(shape, np.float32)
-        for name, array in (("best", best), ("confidence", confidence)):
-            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        return best, confidence
+    def _run_on_device(self, passes: Sequence[Pass], spans: Spans, count: int) -> tuple[Scores, float]:
+        """The same where the graph chooses tokens itself: logits stay on the device until they are asked for."""
+        best, confidence = np.empty(count, np.int64), np.empty(count, np.float32)
+        kept = []
+        seconds, first = 0.0, 0
+        for one in passes:
+            binding = self._bind(one, True)
+            for name, array in (("best", best), ("confidence", confidence)):
+                part = array[first : first + one.rows]
+                binding.bind_output(name, "cpu", 0, array.dtype, (1, one.rows), part.ctypes.data)
+            shape = [1, one.rows, self._spec.vocab_size]
+            kept.append(ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, self._device, 0))
+            binding.bind_ortvalue_output("logits", kept[-1])
+            seconds += self._run(binding)
+            first += one.rows
 
-    def _bind(self, tokens: Int64, start: Int64, rows: Int64) -> Any:
-        """The binding for a pass, with its inputs."""
-        check_call(self._spec, tokens, start, rows)
-        if self._batch_invariant and tokens.shape[1] == 1:
-            tokens = np.repeat(tokens, 2, axis=1)
-        binding = self._binding(len(rows))
-        binding.bind_cpu_input("input_ids", np.ascontiguousarray(tokens))
-        binding.bind_cpu_input("start", start)
-        binding.bind_cpu_input("rows", np.ascontiguousarray(rows))
-        if self._context.size:
-            binding.bind_cpu_input("context", self._context[: int(start.max()) + tokens.shape[1]])
+        def fetch() -> Float32:
+            return np.concatenate([np.asarray(value.numpy(), dtype=np.float32)[0] for value in kept])
+
+        return DeviceScores(best, confidence, spans, self._spec.name, lambda: self._passes, fetch), seconds
+
+    def _bind(self, one: Pass, precise: bool) -> Any:
+        """The binding for a run, with its inputs."""
+        if not self._caches:
+            raise QuasarError(f"engine {self._spec.name}: it was closed; load it again")
+        key = (one.slot, one.slots)
+        if key not in self._bindings:
+            self._bindings[key] = self._session.io_binding()
+            self._caches.bind(self._bindings[key], *key)
+        binding = self._bindings[key]
+        for name, array in {**one.inputs, "precise": np.array(precise)}.items():
+            if name in self._inputs:
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
         return binding
 
     def _run(self, binding: Any) -> float:
-        """Seconds that the pass took."""
+        """Seconds that the run took."""
         self._passes += 1
         begin = time.perf_counter()
         try:
@@ -188,30 +167,13 @@ class OnnxEngine:
         """Free the session and the cache; the engine cannot be used afterwards."""
         self._bindings.clear()
         self._caches.clear()
-        self._device_logits = None
         del self._session
 
-    def _allocate(self, shape: tuple[int, ...]) -> Any:
-        if self._device == "cpu":
-            return zeros(shape, self._cache_type)
-        return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self._cache_type), self._device, 0)
-
-    def _binding(self, batch: int) -> Any:
-        if batch not in self._bindings:
-            binding = self._session.io_binding()
-            shape = (batch, *self._cache_shape)
-            for name, cache in zip(self._cache_names, self._caches, strict=True):
-                pointer = cache.ctypes.data if self._device == "cpu" else cache.data_ptr()
-                binding.bind_input(f"past.{name}", self._device, 0, self._cache_type, shape, pointer)
-                binding.bind_output(f"present.{name}", self._device, 0, self._cache_type, shape, pointer)
-            self._bindings[batch] = binding
-        return self._bindings[batch]
-
-    def _logits_buffer(self, shape: tuple[int, int, int]) -> Any:
-        count = int(np.prod(shape))
+    def _logits_buffer(self, rows: int) -> Float32:
+        count = rows * self._spec.vocab_size
         if count > self._logits.size:
             self._logits = zeros((count,))
-        return self._logits[:count].reshape(shape)
+        return self._logits[:count].reshape(rows, -1)
 
 
 class LowActivations:
@@ -237,15 +199,11 @@ class LowActivations:
         """Time spent inside ONNX Runtime with these activations."""
         return self._seconds
 
-    def forward(self, tokens: Int64, start: Int64, rows: Int64) -> Float32:
-        """See `Engine.forward`."""
-        logits, seconds = self._engine.run(tokens, start, rows, precise=False)
-        self._seconds += seconds
-        return logits
-
-    def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
+    def score(self, feeds: Sequence[Feed]) -> Scores:
         """See `Engine.score`."""
-        return HostScores(self.forward(tokens, start, rows), self._engine.scratch)
+        scores, seconds = self._engine.run(feeds, precise=False)
+        self._seconds += seconds
+        return scores
 
     def close(self) -> None:
         """The engine is closed by itself."""

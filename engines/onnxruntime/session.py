@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnxruntime as ort
@@ -17,7 +18,17 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-CACHE_TYPES = ("tensor(float)", "tensor(float16)")
+TENSOR_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)"}
+INT32, INT64 = "tensor(int32)", "tensor(int64)"
+INPUTS: Mapping[str, Mapping[str, tuple[int, str]]] = {
+    "packed": {
+        "input_ids": (2, INT64), "rows": (2, INT64), "to_slots": (3, INT64), "to_rows": (3, INT64),
+        "lengths": (1, INT32), "last": (1, INT32),
+    },
+    "fused": {"input_ids": (2, INT64), "rows": (2, INT64), "start": (1, INT64)},
+    "portable": {"input_ids": (2, INT64), "rows": (2, INT64), "start": (1, INT64), "context": (1, INT64)},
+}  # fmt: skip
+"""Rank and type of a graph's inputs beside its caches, by its form of attention."""
 LOG_NOTHING = 4  # what goes wrong is raised
 SWITCHED = "w4a16"
 """The precision whose graphs for a CPU take `precise`, bool []: 16-bit activations, or int8 ones."""
@@ -89,31 +100,36 @@ def _u8s8_overflows() -> bool:
     return re.search(r"\bavx(512)?_vnni\b", flags) is None
 
 
-def check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -> tuple[dict[str, str], bool]:
-    """(types of the graph's inputs, whether it gives `best` and `confidence`).
+def check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) -> tuple[frozenset[str], bool]:
+    """(names of the graph's inputs, whether it gives `best` and `confidence`).
 
     Its shapes must be those of the manifest, or a pass would read past the buffers.
     """
+    if entry.attention not in INPUTS:
+        raise BundleError(f"{path}: attention {entry.attention!r} is none of {', '.join(INPUTS)}; export the bundle again")
     precision = session.get_modelmeta().custom_metadata_map.get("quasar.precision")
     if precision != entry.precision:
         raise BundleError(f"{path}: its precision is {precision}, the manifest says {entry.precision}; export the bundle again")
-    cache = [entry.num_key_value_heads, entry.max_length, entry.head_dim]
-    inputs = {"input_ids": 2, "start": 1, "rows": 2} | ({"context": 1} if entry.attention == "portable" else {})
-    expected: dict[str, list[int]] = {f"{side}.{name}": cache for side in ("past", "present") for name in entry.cache_names}
+    cache = [entry.cache.heads, entry.cache.length, entry.cache.head_dim]
+    cache_type = TENSOR_TYPES[entry.cache.dtype]
+    inputs = INPUTS[entry.attention]
+    expected: dict[str, list[int]] = {f"{side}.{name}": cache for side in ("past", "present") for name in entry.cache.names}
     found = {value.name: value for value in [*session.get_inputs(), *session.get_outputs()]}
     switch = {"precise"} & set(found) if entry.precision == SWITCHED else set()
-    cache_type = next((value.type for name, value in found.items() if name in expected), "")
-    if set(found) - {"best", "confidence"} != {*expected, *inputs, *switch, "logits"} or cache_type not in CACHE_TYPES:
-        raise BundleError(
-            f"{path}: its inputs and outputs are not those of a {entry.num_hidden_layers}-layer engine; export it again"
-        )
+    optional = {"best", "confidence"} | ({"positions"} if entry.attention == "packed" else set())
+    if set(found) - optional != {*expected, *inputs, *switch, "logits"}:
+        raise BundleError(f"{path}: its inputs and outputs are not those of a {entry.cache.layers}-layer engine; export it again")
     for name, shape in expected.items():
-        batch = found[name].shape[0]
-        if (batch == 1) != (entry.max_batch == 1) or list(found[name].shape[1:]) != shape or found[name].type != cache_type:
-            raise BundleError(f"{path}: {name} is {found[name].type} {found[name].shape}, the manifest says {shape}")
-    for name, rank in inputs.items():
-        if len(found[name].shape) != rank or found[name].type != "tensor(int64)":
-            raise BundleError(f"{path}: {name} is {found[name].type} {found[name].shape}; expected int64 of rank {rank}")
+        # a packed graph takes as many slots as are bound, the others one for each run
+        slots = found[name].shape[0]
+        fits = not isinstance(slots, int) if entry.attention == "packed" else slots == 1 or not isinstance(slots, int)
+        if not fits or list(found[name].shape[1:]) != shape or found[name].type != cache_type:
+            raise BundleError(
+                f"{path}: {name} is {found[name].type} {found[name].shape}, the manifest says {cache_type} {shape} a slot"
+            )
+    for name, (rank, kind) in inputs.items():
+        if len(found[name].shape) != rank or found[name].type != kind:
+            raise BundleError(f"{path}: {name} is {found[name].type} {found[name].shape}; expected {kind} of rank {rank}")
     if found["logits"].shape[-1] != entry.vocab_size or found["logits"].type != "tensor(float)":
         raise BundleError(f"{path}: logits are {found['logits'].shape}, the manifest says vocab_size {entry.vocab_size}")
-    return {value.name: value.type for value in session.get_inputs()}, {"best", "confidence"} <= set(found)
+    return frozenset(value.name for value in session.get_inputs()), {"best", "confidence"} <= set(found)

@@ -1,12 +1,16 @@
-"""Attention with a KV cache, in the two forms that runtimes accept.
+"""Attention with a KV cache, in the forms that runtimes accept.
 
-Both take q [B, S, Hq*D], k and v [B, S, Hkv*D], embed positions into q and k where the layer does, write k and v into the
-cache at `start`, and give [B, S, Hq*D]. The caches are [B, Hkv, max_length, D]; past and present must be bound to one buffer.
-With `half`, caches and attention are float16, between float32 inputs and output.
+All take q [B, S, Hq*D], k and v [B, S, Hkv*D], embed positions into q and k where the layer does, write k and v into the
+cache behind what is kept of it, and give [B, S, Hq*D]. The caches are [slots, Hkv, max_length, D]; past and present must be
+bound to one buffer. With `half`, caches and attention are float16, between float32 inputs and output.
+
+Fused and portable graphs have a rectangle of tokens, B slots of S each, and `start` [B] says how much of each cache is kept. A
+packed graph has the tokens of all slots side by side, B = 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +22,8 @@ from quasar.exporter.model.architecture import Architecture
 from quasar.exporter.model.rope import rotary_tables
 
 Tables = list[tuple[ir.Value, ir.Value]]
+UNUSED_INPUTS = 7
+"""Optional inputs of GroupQueryAttention between the rotary tables and the lengths of ragged batches."""
 
 
 class Attention(Protocol):
@@ -34,9 +40,9 @@ class Attention(Protocol):
         ...
 
 
-def can_fuse(architecture: Architecture, max_batch: int) -> bool:
-    """Whether ONNX Runtime's fused operator takes the model on a CPU: one stream, heads of a multiple of 16."""
-    return max_batch == 1 and architecture.head_dim % 16 == 0
+def can_fuse(architecture: Architecture) -> bool:
+    """Whether ONNX Runtime's fused operator takes the model: heads of a multiple of 16."""
+    return architecture.head_dim % 16 == 0
 
 
 def write_tables(g: GraphBuilder, architecture: Architecture, max_length: int, half: bool) -> Tables:
@@ -59,29 +65,40 @@ def _positions(g: GraphBuilder, input_ids: ir.Value, start: ir.Value) -> Any:
 
 @dataclass(frozen=True)
 class FusedAttention:
-    """`com.microsoft.GroupQueryAttention`: cost follows the valid length; on a CPU, batch 1 once there is a past."""
+    """`com.microsoft.GroupQueryAttention` for one sequence: cost follows the valid length.
+
+    Attributes:
+        last: int32 [B], position of each slot's last new token.
+        total: int32 [], positions of the longest slot.
+        lengths: int32 [B], new tokens of each slot; None where all have as many.
+    """
 
     g: GraphBuilder
     architecture: Architecture
     tables: Tables
-    input_ids: ir.Value
-    start: ir.Value
-    last_position: ir.Value
-    total_length: ir.Value
+    positions: Callable[[], ir.Value]
+    last: ir.Value
+    total: ir.Value
     half: bool
+    lengths: ir.Value | None = None
 
     @classmethod
     def create(
-        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, start: ir.Value, half: bool
+        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, half: bool
     ) -> FusedAttention:
         """Write what all layers share: rotary tables and lengths."""
-        # the operator rotates q and k itself, in their type; ours is float32
-        tables = write_tables(g, architecture, max_length, half and not architecture.qk_norm_after_rope)
+        start = g.input("start", np.int64, [1])
         with g.scope("position"):
             end = g.op("Add", start, g.op("Shape", input_ids, start=1, end=2))
             last = g.op("Cast", g.op("Sub", end, g.constant([1], np.int64)), to=ir.DataType.INT32)
             total = g.op("Cast", g.op("ReduceMax", end, keepdims=0), to=ir.DataType.INT32)
-        return cls(g, architecture, tables, input_ids, start, last, total, half)
+        tables = cls.tables_of(g, architecture, max_length, half)
+        return cls(g, architecture, tables, lambda: _positions(g, input_ids, start), last, total, half)
+
+    @staticmethod
+    def tables_of(g: GraphBuilder, architecture: Architecture, max_length: int, half: bool) -> Tables:
+        """The tables of `write_tables`: the operator rotates q and k itself, in their type; ours is float32."""
+        return write_tables(g, architecture, max_length, half and not architecture.qk_norm_after_rope)
 
     def __call__(
         self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value, rotated: bool
@@ -89,17 +106,19 @@ class FusedAttention:
         """See `Attention`."""
         a = self.architecture
         window, rope = a.sliding_windows[layer], a.layer_ropes[layer]
-        tables = () if rotated or rope is None else self.tables[rope]
+        tables: Sequence[ir.Value | None] = (None, None) if rotated or rope is None else self.tables[rope]
         if self.half:
             q, k, v = (_half(self.g, x) for x in (q, k, v))
+        between = (None,) * UNUSED_INPUTS  # positions, bias, sinks, scales of quantized caches and the like
+        ragged = () if self.lengths is None else (*between, self.lengths)
         context, *present = self.g.op(
             "GroupQueryAttention",
-            *(q, k, v, past_key, past_value, self.last_position, self.total_length, *tables),
+            *(q, k, v, past_key, past_value, self.last, self.total, *tables, *ragged),
             outputs=3,
             domain=MICROSOFT,
             num_heads=a.num_attention_heads,
             kv_num_heads=a.num_key_value_heads,
-            do_rotary=int(bool(tables)),
+            do_rotary=int(tables[0] is not None),
             local_window_size=-1 if window is None else window,
         )
         return _float(self.g, context) if self.half else context, present[0], present[1]
@@ -107,10 +126,55 @@ class FusedAttention:
     def rotate(self, layer: int, x: ir.Value, heads: int) -> Any:
         """See `Attention`."""
         rope = self.architecture.layer_ropes[layer]
-        if rope is None:
-            return x
-        positions = _positions(self.g, self.input_ids, self.start)
-        return self.g.op("RotaryEmbedding", x, *self.tables[rope], positions, num_heads=heads)
+        return x if rope is None else self.g.op("RotaryEmbedding", x, *self.tables[rope], self.positions(), num_heads=heads)
+
+
+@dataclass(frozen=True)
+class PackedAttention:
+    """The same operator over many sequences, each with as many new tokens as it has.
+
+    Linears see the tokens of all slots side by side, [1, T, ..]; only the operator sees a rectangle of slots, [B, S, ..], of
+    which it computes what is filled. Slots without tokens stay as they are.
+
+    Attributes:
+        to_slots: int64 [B, S, 2], which row of [1, T] stands at each place of the rectangle.
+        to_rows: int64 [1, T, 2], the place of each row.
+    """
+
+    g: GraphBuilder
+    fused: FusedAttention
+    to_slots: ir.Value
+    to_rows: ir.Value
+
+    @classmethod
+    def create(
+        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, half: bool
+    ) -> PackedAttention:
+        """Write what all layers share: rotary tables and lengths."""
+        to_slots = g.input("to_slots", np.int64, ["slots", "width", 2])
+        to_rows = g.input("to_rows", np.int64, [1, "length", 2])
+        lengths = g.input("lengths", np.int32, ["slots"])
+        last = g.input("last", np.int32, ["slots"])
+        with g.scope("position"):
+            total = g.op("Add", g.op("ReduceMax", last, keepdims=0), g.constant(1, np.int32))
+        tables = FusedAttention.tables_of(g, architecture, max_length, half)
+
+        def positions() -> ir.Value:
+            return g.input("positions", np.int64, [1, "length"])
+
+        return cls(g, FusedAttention(g, architecture, tables, positions, last, total, half, lengths), to_slots, to_rows)
+
+    def __call__(
+        self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value, rotated: bool
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """See `Attention`."""
+        q, k, v = (self.g.op("GatherND", x, self.to_slots) for x in (q, k, v))
+        context, *present = self.fused(layer, q, k, v, past_key, past_value, rotated)
+        return self.g.op("GatherND", context, self.to_rows), present[0], present[1]
+
+    def rotate(self, layer: int, x: ir.Value, heads: int) -> Any:
+        """See `Attention`."""
+        return self.fused.rotate(layer, x, heads)
 
 
 @dataclass(frozen=True)
@@ -136,9 +200,10 @@ class PortableAttention:
 
     @classmethod
     def create(
-        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, start: ir.Value, half: bool
+        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, half: bool
     ) -> PortableAttention:
         """Write what all layers share: rotary tables, positions and masks."""
+        start = g.input("start", np.int64, [input_ids.shape[0]])
         key = g.input("context", np.int64, ["context"])
         with g.scope("position"):
             positions = _positions(g, input_ids, start)

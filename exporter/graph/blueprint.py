@@ -42,6 +42,7 @@ class Blueprint:
         weights: name of the file that its weights are in; engines of one name share it.
         embedding: name of the file that its float16 embedding rows are in, if it has such; None for that of its weights.
         half: attention and caches in float16.
+        owner: the engine whose weights and cache this one can use, see `CacheSpec`; None for itself.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Blueprint:
     weights: str
     embedding: str | None = EMBEDDING
     half: bool = False
+    owner: str | None = None
 
     @property
     def float_linears(self) -> tuple[str, ...]:

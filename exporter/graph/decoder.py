@@ -12,13 +12,14 @@ import torch
 
 from quasar.calibration.groups import GROUPS, LM_HEAD
 from quasar.calibration.source import TensorSource
-from quasar.exporter.graph.attention import FusedAttention, PortableAttention
+from quasar.engines.cache import CacheSpec
+from quasar.exporter.graph.attention import FusedAttention, PackedAttention, PortableAttention
 from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
 from quasar.exporter.graph.linear_onnxruntime import Linear
 from quasar.exporter.model.architecture import Architecture
 
-AttentionForm = Literal["fused", "portable"]
-ATTENTION: dict[AttentionForm, Any] = {"fused": FusedAttention, "portable": PortableAttention}
+AttentionForm = Literal["packed", "fused", "portable"]
+ATTENTION: dict[AttentionForm, Any] = {"packed": PackedAttention, "fused": FusedAttention, "portable": PortableAttention}
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Decoder:
     Attributes:
         linear: how the seven projections of each layer are stored and computed.
         lm_head: the same for the projection to the vocabulary.
-        attention: `fused` (one stream on ONNX Runtime) or `portable` (ragged batches, any runtime).
+        attention: `packed` (many sequences side by side, on ONNX Runtime's CPU provider), `fused` (one sequence on ONNX
+            Runtime) or `portable` (a rectangle of slots, any runtime).
+        slots: sequences in one run; of packed and portable graphs more than one.
         half_embedding: store the embedding rows as float16, shared between engines; else as float32 of this engine.
         layers: the checkpoint's layers to write, in order; None for all. Caches are numbered by their place in it.
         half_attention: attention and caches in float16. What is between linears and attention is float32 all the same: some
@@ -42,22 +45,28 @@ class Decoder:
     lm_head: Linear
     attention: AttentionForm
     max_length: int
-    max_batch: int = 1
+    slots: int = 1
     half_embedding: bool = True
     layers: tuple[int, ...] | None = None
     half_attention: bool = False
     choices: bool = False
 
+    def cache(self, owner: str) -> CacheSpec:
+        """The cache that the graph reads and writes; see `CacheSpec` for its owner."""
+        a = self.architecture
+        layers = a.num_hidden_layers if self.layers is None else len(self.layers)
+        dtype = "float16" if self.half_attention else "float32"
+        return CacheSpec(layers, a.num_key_value_heads, self.max_length, a.head_dim, dtype, self.slots, owner)
+
     def write(self, g: GraphBuilder, source: TensorSource, advance: Callable[[], object] = lambda: None) -> None:
         """Append inputs, nodes, weights and outputs to `g`; `advance` is called once per layer."""
         a = self.architecture
-        batch: int | str = "batch" if self.max_batch > 1 else 1
+        batch: int | str = "batch" if self.attention == "portable" and self.slots > 1 else 1
         input_ids = g.input("input_ids", np.int64, [batch, "length"])
-        start = g.input("start", np.int64, [batch])
         rows = g.input("rows", np.int64, [batch, "rows"])
-        cache_shape = [batch, a.num_key_value_heads, self.max_length, a.head_dim]
+        cache_shape = ["slots" if self.attention == "packed" else batch, a.num_key_value_heads, self.max_length, a.head_dim]
         cache_type = np.float16 if self.half_attention else np.float32
-        attend = ATTENTION[self.attention].create(g, a, self.max_length, input_ids, start, self.half_attention)
+        attend = ATTENTION[self.attention].create(g, a, self.max_length, input_ids, self.half_attention)
 
         with g.scope("model"):
             with g.scope("embed_tokens"):

@@ -16,7 +16,7 @@ from quasar.exporter.progress import Progress
 
 
 def write_engines(
-    root: Path, blueprints: Sequence[Blueprint], max_length: int, max_batch: int, for_plans: bool, progress: Progress
+    root: Path, blueprints: Sequence[Blueprint], max_length: int, slots: int, for_plans: bool, progress: Progress
 ) -> tuple[list[EngineEntry], list[PlanGraph]]:
     """Write every engine into the bundle at `root`, with `for_plans` also its graph for TensorRT.
 
@@ -29,12 +29,11 @@ def write_engines(
     with ExitStack() as stack:
         files = {name: stack.enter_context(WeightFile(root / f"{name}.bin")) for name in dict.fromkeys(names)}
         for blueprint in blueprints:
-            form: AttentionForm = "fused" if can_fuse(blueprint.architecture, max_batch) else "portable"
-            decoder = _decoder(blueprint, form, max_length, max_batch)
+            decoder = _decoder(blueprint, _attention(blueprint, slots), max_length, slots)
             written = _write(root, f"{blueprint.name}.onnx", blueprint, decoder, files, progress)
             entries.append(_entry(blueprint, decoder, written))
             if explicit := explicit_forms.get(blueprint.name):
-                decoder = _decoder(explicit, "portable", max_length, max_batch)
+                decoder = _decoder(explicit, "portable", max_length, slots)
                 written = _write(root, f"{graph_label(explicit.name)}.onnx", explicit, decoder, files, progress)
                 graphs.append(PlanGraph(explicit.name, explicit.precision, written))
     return entries, graphs
@@ -45,14 +44,21 @@ def _embedding_file(blueprint: Blueprint) -> str | None:
     return None if blueprint.precision == "float32" else blueprint.embedding
 
 
-def _decoder(blueprint: Blueprint, attention: AttentionForm, max_length: int, max_batch: int) -> Decoder:
+def _attention(blueprint: Blueprint, slots: int) -> AttentionForm:
+    """The form of attention for ONNX Runtime."""
+    if not can_fuse(blueprint.architecture):
+        return "portable"
+    return "packed" if slots > 1 and not blueprint.half else "fused"  # the CUDA kernel takes no ragged batches
+
+
+def _decoder(blueprint: Blueprint, attention: AttentionForm, max_length: int, slots: int) -> Decoder:
     return Decoder(
         architecture=blueprint.architecture,
         linear=blueprint.linear,
         lm_head=blueprint.lm_head,
         attention=attention,
         max_length=max_length,
-        max_batch=max_batch,
+        slots=slots,
         half_embedding=blueprint.precision != "float32",
         layers=blueprint.layers,
         half_attention=blueprint.half,
@@ -83,11 +89,7 @@ def _entry(blueprint: Blueprint, decoder: Decoder, files: tuple[str, ...]) -> En
         graph=files[0],
         files=files,
         vocab_size=a.vocab_size,
-        max_length=decoder.max_length,
-        max_batch=decoder.max_batch,
-        num_hidden_layers=len(blueprint.layers),
-        num_key_value_heads=a.num_key_value_heads,
-        head_dim=a.head_dim,
+        cache=decoder.cache(blueprint.owner or blueprint.name),
         model=blueprint.model,
         layers=blueprint.layers,
         float_linears=blueprint.float_linears,

@@ -1,0 +1,112 @@
+"""Feeds as runs of a session: the inputs of each, and the slots whose caches are bound to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quasar.engines.engine import Feed, Int64, Spans
+
+Inputs = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of the session.
+
+    Attributes:
+        inputs: by name, beside the caches.
+        slot: the first slot whose cache is bound.
+        slots: how many are, one behind the other.
+        rows: rows of logits that come out.
+    """
+
+    inputs: Inputs
+    slot: int
+    slots: int
+    rows: int
+
+
+def packed_passes(feeds: Sequence[Feed], capacity: int) -> tuple[list[Pass], Spans]:
+    """Runs of a packed graph: (as few as possible, each feed's rows among those of all runs).
+
+    The attention operator pads every slot to the longest feed, and refuses a slot whose padded end lies beyond its cache
+    though nothing is written there. Such feeds go into a run of their own.
+
+    Args:
+        capacity: positions of a slot.
+    """
+    passes: list[Pass] = []
+    spans: list[tuple[int, int]] = [(0, 0)] * len(feeds)
+    left = sorted(range(len(feeds)), key=lambda i: -len(feeds[i].tokens))
+    done = 0
+    while left:
+        width = len(feeds[left[0]].tokens)
+        together = [i for i in left if feeds[i].start + width <= capacity]
+        left = [i for i in left if feeds[i].start + width > capacity]
+        chosen = sorted(together, key=lambda i: feeds[i].slot)
+        passes.append(_packed([feeds[i] for i in chosen], width))
+        first = done
+        for i in chosen:
+            spans[i] = (first, len(feeds[i].rows))
+            first += len(feeds[i].rows)
+        done += passes[-1].rows
+    return passes, spans
+
+
+def _packed(feeds: Sequence[Feed], width: int) -> Pass:
+    slot, slots = feeds[0].slot, feeds[-1].slot - feeds[0].slot + 1
+    counts = [len(feed.tokens) for feed in feeds]
+    firsts = np.cumsum([0, *counts])
+    # (0, row of the pass) of each place of the rectangle; places that no row fills copy row 0
+    to_slots = np.zeros((slots, width, 2), np.int64)
+    # (slot, place) of each row of the pass
+    to_rows = np.empty((1, int(firsts[-1]), 2), np.int64)
+    lengths, last = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
+    for feed, count, first in zip(feeds, counts, firsts, strict=False):
+        place = feed.slot - slot
+        to_slots[place, :count, 1] = np.arange(first, first + count)
+        to_rows[0, first : first + count, 0] = place
+        to_rows[0, first : first + count, 1] = np.arange(count)
+        lengths[place], last[place] = count, feed.end - 1
+    rows = np.concatenate([feed.rows + first for feed, first in zip(feeds, firsts, strict=False)])
+    inputs = {
+        "input_ids": np.concatenate([feed.tokens for feed in feeds])[None],
+        "to_slots": to_slots,
+        "to_rows": to_rows,
+        "lengths": lengths,
+        "last": last,
+        "positions": np.concatenate([np.arange(feed.start, feed.end) for feed in feeds])[None],
+        "rows": _some(rows)[None],
+    }
+    return Pass(inputs, slot, slots, len(inputs["rows"][0]))
+
+
+def single_passes(feeds: Sequence[Feed], context: Int64) -> tuple[list[Pass], Spans]:
+    """Runs of a graph that takes one sequence: one for each feed, and each feed's rows among those of all runs.
+
+    Args:
+        context: 0, 1, 2, ... to the end of a slot, of which the graph gets as much as is filled.
+    """
+    passes, spans, done = [], [], 0
+    for feed in feeds:
+        inputs = {
+            "input_ids": feed.tokens[None],
+            "start": np.array([feed.start]),
+            "rows": _some(feed.rows)[None],
+            "context": context[: feed.end],
+        }
+        rows = len(inputs["rows"][0])
+        passes.append(Pass(inputs, feed.slot, 1, rows))
+        spans.append((done, len(feed.rows)))
+        done += rows
+    return passes, spans
+
+
+def _some(rows: Int64) -> Int64:
+    """The wanted rows; one that nobody asked for where there is none, for shapes that no operator stumbles over."""
+    return rows if len(rows) else np.zeros(1, np.int64)
