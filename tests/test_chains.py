@@ -260,7 +260,7 @@ def test_a_cancelled_generation_leaves_a_usable_cache(deep: Model, alone: dict[s
 
 def fresh_logits(model: Model, ids: list[int]) -> np.ndarray:
     """One pass of the model's last engine over the whole text, float32 [S, V]."""
-    engine = model.engines[model.chain.law]
+    engine = model.engines[model.chain.target]
     return engine.forward(np.array([ids]), np.zeros(1, np.int64), np.arange(len(ids))[None])[0].copy()
 
 
