@@ -13,7 +13,7 @@ import onnxruntime as ort
 
 from quasar.engines.bundle.manifest import EngineEntry
 from quasar.engines.engine import DeviceScores, EngineSpec, Feed, Float32, HostScores, Scores, Spans, check_feeds
-from quasar.engines.errors import QuasarError, UsageError, first_line
+from quasar.engines.errors import BundleError, QuasarError, UsageError, first_line
 from quasar.engines.onnxruntime.caches import SlotCaches, require_memory, zeros
 from quasar.engines.onnxruntime.passes import Pass, packed_passes, single_passes
 from quasar.engines.onnxruntime.session import check_graph, create_session
@@ -83,6 +83,11 @@ class OnnxEngine:
     def spec(self) -> EngineSpec:
         """The engine's limits."""
         return self._spec
+
+    @property
+    def switched(self) -> bool:
+        """Whether each pass chooses its activations."""
+        return "precise" in self._inputs
 
     @property
     def seconds(self) -> float:
@@ -182,9 +187,15 @@ class LowActivations:
     Args:
         engine: of precision `w4a16`.
         name: what it is called in chains.
+
+    Raises:
+        BundleError: the graph takes no choice.
     """
 
     def __init__(self, engine: OnnxEngine, name: str) -> None:
+        if not engine.switched:
+            owner = f"its cache belongs to {engine.spec.name}, whose activations cannot be chosen"
+            raise BundleError(f"engine {name}: {owner}; export the bundle again")
         self._engine = engine
         self._spec = replace(engine.spec, name=name, precision="w4a8")
         self._seconds = 0.0
