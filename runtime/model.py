@@ -95,7 +95,7 @@ class Model:
         self.bundle = pool.bundle
         self.options = options
         self.chain = choose_chain(pool.bundle, options.chain)
-        lengths = options.draft_lengths(len(self.chain.verifiers))
+        lengths = options.draft_lengths(self.chain)
         self._defaults = default_params(pool.bundle, options.generation_config)
         pool.check(self.chain)
         self.tokenizer = Tokenizer(pool.bundle.tokenizer_folder(), pool.bundle.engine(self.chain.target).vocab_size)
