@@ -6,9 +6,11 @@ with load("demo-int8", chain="prompt-lookup > int8") as model:
     print(done.text, done.ids, done.finish_reason, done.statistics)
 """
 
-from quasar.runtime.generation import Generation, Logprob, Piece, Result
+from quasar.runtime.answer import Logprob, Piece, Result
+from quasar.runtime.generation import Generation
 from quasar.runtime.model import Model, load
+from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.statistics import Statistics
 
-__all__ = ["Generation", "Logprob", "Model", "Piece", "Result", "SamplingParams", "Statistics", "load"]
+__all__ = ["Generation", "Logprob", "Model", "ModelOptions", "Piece", "Result", "SamplingParams", "Statistics", "load"]

@@ -13,14 +13,14 @@ from typing import Any
 from quasar.engines.command import EXIT_CODES, run_command
 from quasar.engines.errors import UsageError
 from quasar.engines.jsonl import json_rows, read_text
-from quasar.runtime.generation import Generation, Result
-from quasar.runtime.model import Model, load
+from quasar.runtime.answer import Result
+from quasar.runtime.generation import Generation
+from quasar.runtime.model import Model, load_model
 from quasar.runtime.options import (
-    add_generation_config_option,
-    add_loading_options,
+    add_model_options,
     add_sampling_options,
     add_template_options,
-    parse_draft_length,
+    model_options,
     sampling_options,
     template_options,
 )
@@ -36,14 +36,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("bundle", metavar="BUNDLE", help="directory that quasar-export wrote")
     p.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to answer; it goes through the chat template")
-    p.add_argument(
-        "--chain",
-        metavar="C",
-        help="e.g. 'prompt-lookup > int8 > float', or plain, quasar, lossless, qspec (default: the bundle's own)",
-    )
     p.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
     add_sampling_options(p, of_bundle=True)
-    add_generation_config_option(p)
     p.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     p.add_argument("--logprobs", type=int, metavar="N", help="with --json: log-probabilities of the new tokens and N others")
     p.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
@@ -51,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--token-ids", type=Path, metavar="FILE", help='answer each row {"ids": [...]} of a .jsonl file')
     p.add_argument("--json", action="store_true", help="print one JSON object per answer, with statistics")
     p.add_argument("--stats", action="store_true", help="print statistics after each answer")
-    add_loading_options(p)
+    add_model_options(p)
     return p
 
 
@@ -98,6 +92,14 @@ def _answer(generation: Generation, args: argparse.Namespace) -> Result:
     return result
 
 
+def _begin_row(model: Model, ids: list[int], params: SamplingParams, args: argparse.Namespace, number: int) -> Generation:
+    """The answer to a row; rows share passes as far as there are slots."""
+    try:
+        return model.stream(ids, params)
+    except UsageError as error:
+        raise UsageError(f"--token-ids {args.token_ids}, row {number}: {error}") from None
+
+
 def _is_chat(args: argparse.Namespace) -> bool:
     return args.prompt is None and args.token_ids is None
 
@@ -125,7 +127,7 @@ def _chat(model: Model, params: SamplingParams, options: dict[str, Any] | None, 
     for line in _user_turns():
         messages.append({"role": "user", "content": line})
         try:
-            result = _answer(model.stream(None, params, messages=messages, chat_template_kwargs=options, reuse_cache=True), args)
+            result = _answer(model.stream(None, params, messages=messages, chat_template_kwargs=options), args)
         except UsageError as error:  # this turn cannot be answered; the conversation goes on without it
             print(f"quasar-generate: {error}", file=sys.stderr)
             messages.pop()
@@ -146,25 +148,10 @@ def _run(argv: Sequence[str] | None) -> int:
     if args.logprobs is not None and not args.json:
         raise UsageError("--logprobs goes with --json")
     rows = _read_rows(args.token_ids) if args.token_ids else None
-    with load(
-        args.bundle,
-        args.chain,
-        backend=args.backend,
-        provider=args.provider,
-        threads=args.threads,
-        verify=args.verify,
-        draft_length=parse_draft_length(args.draft_length),
-        batch_invariant=args.batch_invariant,
-        acceptance=args.acceptance,
-        generation_config=args.generation_config,
-    ) as model:
+    with load_model(args.bundle, model_options(args)) as model:
         params = model.sampling_params(**sampling)
         if rows is not None:
-            for number, ids in enumerate(rows, start=1):
-                try:
-                    generation = model.stream(ids, params)
-                except UsageError as error:
-                    raise UsageError(f"--token-ids {args.token_ids}, row {number}: {error}") from None
+            for generation in [_begin_row(model, ids, params, args, number) for number, ids in enumerate(rows, start=1)]:
                 _answer(generation, args)
         elif args.prompt is None:
             _chat(model, params, options, args)

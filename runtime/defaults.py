@@ -17,11 +17,8 @@ def default_params(bundle: Bundle, generation_config: GenerationConfig) -> Sampl
     """The parameters that hold where none are given.
 
     Raises:
-        UsageError: `generation_config` is neither `auto` nor `off`.
         BundleError: the bundle's values have no meaning.
     """
-    if generation_config not in GENERATION_CONFIGS:
-        raise UsageError(f"generation_config is {generation_config!r}; it must be one of {', '.join(GENERATION_CONFIGS)}")
     if generation_config == "off":
         return SamplingParams()
     try:

@@ -4,55 +4,51 @@ from __future__ import annotations
 
 from quasar.engines.bundle.bundle import Bundle
 from quasar.engines.engine import Engine
-from quasar.engines.errors import UsageError
+from quasar.engines.errors import QuasarError, UsageError
+from quasar.runtime.chain.cached import CachedTokens
 from quasar.runtime.chain.spec import ChainSpec
-from quasar.runtime.execution import Execution
-from quasar.runtime.slot import Slot
+from quasar.runtime.execution import check_engine, load_engine
+from quasar.runtime.model_options import ModelOptions
+from quasar.runtime.scheduler import Scheduler
 
 
 class EnginePool:
-    """Loads engines when a chain needs them; chains that share the pool share engines and caches.
+    """Loads engines when a chain needs them; chains that share the pool share engines and caches, and take turns.
 
     Args:
-        execution: what runs them; the default is what the bundle was exported for.
+        options: how engines are run.
     """
 
-    def __init__(self, bundle: Bundle, execution: Execution = Execution()) -> None:  # noqa: B008  it is frozen
+    def __init__(self, bundle: Bundle, options: ModelOptions) -> None:
         self.bundle = bundle
-        self._execution = execution
+        self._options = options
         self._loaded: dict[str, Engine] = {}
-        self._slots: dict[str, Slot] = {}
-        # whose text the caches hold: chains that share engines take turns, one generation at a time
-        self.user: object = None
+        self._cached: dict[str, CachedTokens] = {}
+        self._user: Scheduler | None = None
 
-    def slots(self, chain: ChainSpec) -> dict[str, Slot]:
-        """Slots of the chain's engines, by name.
+    def claim(self, user: Scheduler) -> None:
+        """Let the answers of a scheduler have the caches.
+
+        Raises:
+            QuasarError: those of another one are not done.
+        """
+        if self._user is not None and self._user is not user and self._user.open:
+            raise QuasarError("another chain's answers are open on these engines; finish them first")
+        self._user = user
+
+    def cached(self, chain: ChainSpec) -> dict[str, CachedTokens]:
+        """The caches of the chain's engines, by name.
 
         Raises:
             UsageError: an engine is not there, or two of them do not fit together.
             BundleError: one cannot be loaded.
         """
         self.check(chain)
-        slots = {}
+        found = {}
         for name, following in zip(chain.engines, (*chain.engines[1:], None), strict=True):
             shared = following is not None and self._shares_weights(name, following)
-            slots[name] = self._low_slot(name, following) if shared and following is not None else self._slot(name)
-        return slots
-
-    def sibling(self) -> EnginePool:
-        """Room for another sequence: the engines that are loaded here, with the same weights and caches of their own.
-
-        Raises:
-            UsageError: a backend keeps one cache to its weights.
-        """
-        twin = EnginePool(self.bundle, self._execution)
-        for name, engine in self._loaded.items():
-            make = getattr(engine, "sibling", None)
-            if make is None:
-                backend = self._execution.backend_of(self.bundle)
-                raise UsageError(f"engine {name}: {backend} runs one sequence at a time; ask for one (--sequences 1)")
-            twin._loaded[name] = make()
-        return twin
+            found[name] = self._low(name, following) if shared and following is not None else self._own(name)
+        return found
 
     def check(self, chain: ChainSpec) -> None:
         """Refuse a chain that cannot run, before anything is loaded.
@@ -63,7 +59,7 @@ class EnginePool:
         entries = [self.bundle.engine(name) for name in chain.engines]
         last = entries[-1]
         for entry in entries:
-            self._execution.check(self.bundle, entry)
+            check_engine(self._options, self.bundle, entry)
             if entry.vocab_size != last.vocab_size:
                 raise UsageError(
                     f"chain {chain}: {entry.name} has a vocabulary of {entry.vocab_size} tokens and {last.name} one of "
@@ -80,26 +76,26 @@ class EnginePool:
         for engine in self._loaded.values():
             engine.close()
         self._loaded.clear()
-        self._slots.clear()
+        self._cached.clear()
 
-    def _slot(self, name: str) -> Slot:
-        if name not in self._slots:
+    def _own(self, name: str) -> CachedTokens:
+        if name not in self._cached:
             if name not in self._loaded:
-                self._loaded[name] = self._execution.load(self.bundle, self.bundle.engine(name))
-            self._slots[name] = Slot(self._loaded[name])
-        return self._slots[name]
+                self._loaded[name] = load_engine(self._options, self.bundle, self.bundle.engine(name))
+            self._cached[name] = CachedTokens(self._loaded[name])
+        return self._cached[name]
 
-    def _low_slot(self, name: str, lead: str) -> Slot:
+    def _low(self, name: str, lead: str) -> CachedTokens:
         """Of an engine that is another one with smaller activations: one copy of the weights and one cache (QSpec)."""
         key = f"{name} of {lead}"
-        if key not in self._slots:
+        if key not in self._cached:
             from quasar.engines.onnxruntime.engine import LowActivations, OnnxEngine
 
-            slot = self._slot(lead)
+            cached = self._own(lead)
             engine = self._loaded[lead]
             assert isinstance(engine, OnnxEngine)  # no plan has activations that can be chosen
-            self._slots[key] = Slot(LowActivations(engine, name), slot)
-        return self._slots[key]
+            self._cached[key] = CachedTokens(LowActivations(engine, name), cached)
+        return self._cached[key]
 
     def _shares_weights(self, name: str, lead: str) -> bool:
         """Whether `lead` can be run as `name`: the cache of the one is that of the other."""

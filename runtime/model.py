@@ -3,78 +3,59 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any, Unpack, overload
 
 from quasar.engines.bundle.bundle import Bundle, open_bundle
 from quasar.engines.engine import Engine
 from quasar.engines.errors import BundleError, QuasarError, UsageError
+from quasar.runtime.answer import Answer, Result
 from quasar.runtime.chain.spec import ChainSpec, build_chain, parse_chain
 from quasar.runtime.chat import Chat, ChatOptions, Message, Tool, is_messages
-from quasar.runtime.defaults import GenerationConfig, default_params
+from quasar.runtime.defaults import default_params
 from quasar.runtime.engines import EnginePool
-from quasar.runtime.execution import Execution
-from quasar.runtime.generation import Generation, Result
+from quasar.runtime.generation import Generation
+from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.prompt import Prompt, ReadPrompt, is_many, prompt_ids
-from quasar.runtime.sampler import ACCEPTANCES, Acceptance
+from quasar.runtime.sampler import Sampler
 from quasar.runtime.sampling import SamplingParams
+from quasar.runtime.scheduler import Scheduler
+from quasar.runtime.sequence import Sequence
+from quasar.runtime.statistics import Statistics
+from quasar.runtime.text import TextStream
 from quasar.runtime.tokenizer import Tokenizer
+from quasar.runtime.turnstile import CLOSED, Turnstile
 
-DraftLength = int | Many[int | None] | None
 
-
-def load(
-    bundle: str | os.PathLike[str],
-    chain: str | None = None,
-    *,
-    backend: str | None = None,
-    provider: str | None = None,
-    threads: int = 0,
-    verify: bool = False,
-    draft_length: DraftLength = None,
-    batch_invariant: bool = False,
-    acceptance: Acceptance = "matching",
-    prepacked: Path | None = None,
-    generation_config: GenerationConfig = "auto",
-) -> Model:
+def load(bundle: str | os.PathLike[str], chain: str | None = None, **options: Any) -> Model:
     """Load a bundle for generation.
 
     Args:
-        chain: e.g. `int8`, `prompt-lookup > int8 > float`, or a preset (`plain`, `quasar`, `lossless`, `qspec`); None for the
-            bundle's own.
-        backend: `onnxruntime`, `tensorrt` or `tensorrt-rtx`; None for what the bundle was exported for, or, where a provider
-            is given, ONNX Runtime.
-        provider: of ONNX Runtime: `cpu`, `cuda` or `tensorrt`; None for `cpu`.
-        threads: of one operator; 0 for one per physical core.
-        verify: check the hash of every file.
-        draft_length: tokens proposed a round to each verifier, or one number for each of them; None for as many as pay by
-            measured cost and acceptance.
-        batch_invariant: a token's logits do not depend on how many rows share its pass, to the last bit; without it, a
-            chain may decide a near-tie otherwise than its last engine alone. Costs about a seventh of a single-row step.
-        acceptance: `matching`: sampled output is the same for every chain that ends in the same engine, and for every draft
-            length. `rejection`: accepts more of a sampled draft, but the output is only the same in distribution.
-        prepacked: a folder of `quasar.engines.onnxruntime.prepacked`, from which processes share weights.
-        generation_config: `auto`: where the caller sets no parameters, sampling is as the model's authors chose, which the
-            bundle carries. `off`: it is greedy.
+        chain: see `ModelOptions.chain`.
+        options: the other fields of `ModelOptions`.
 
     Raises:
-        UsageError: no such bundle, chain, engine or provider.
+        UsageError: no such bundle, chain, engine, provider or option.
         BundleError: what is there is not a whole bundle.
     """
-    opened = open_bundle(bundle, verify)
-    spec = choose_chain(opened, chain)
-    lengths = draft_lengths(spec, draft_length)
-    if acceptance not in ACCEPTANCES:
-        raise UsageError(f"acceptance is {acceptance!r}; it must be one of {', '.join(ACCEPTANCES)}")
-    defaults = default_params(opened, generation_config)
-    pool = EnginePool(opened, Execution(backend, provider, threads, batch_invariant, prepacked))
-    pool.check(spec)
-    tokenizer = Tokenizer(opened.tokenizer_folder(), opened.engine(spec.law).vocab_size)
-    return Model(pool, tokenizer, spec, lengths, acceptance, defaults)
+    unknown = set(options) - {field.name for field in fields(ModelOptions)}
+    if unknown:
+        names = ", ".join(field.name for field in fields(ModelOptions))
+        raise UsageError(f"{', '.join(sorted(unknown))}: no such option; there are {names}")
+    return load_model(bundle, ModelOptions(chain, **options))
+
+
+def load_model(bundle: str | os.PathLike[str], options: ModelOptions) -> Model:
+    """The same with its options as one object."""
+    opened = open_bundle(bundle, options.verify)
+    if options.prepacked is not None:
+        from quasar.engines.onnxruntime.prepacked import check_prepacked
+
+        check_prepacked(options.prepacked, opened, choose_chain(opened, options.chain).engines)
+    return Model(EnginePool(opened, options), options)
 
 
 def choose_chain(bundle: Bundle, chain: str | None) -> ChainSpec:
@@ -96,48 +77,35 @@ def choose_chain(bundle: Bundle, chain: str | None) -> ChainSpec:
         raise BundleError(f"{bundle.root}: default_chain cannot be run: {error}") from None
 
 
-def draft_lengths(spec: ChainSpec, draft_length: DraftLength) -> list[int | None]:
-    """A draft length for every verifier of the chain; None for as many as pay.
+class Model:
+    """A loaded bundle with a chain. Use it as a context manager, or close it.
+
+    Any thread may use it: answers share passes as far as there are slots, and wait in order of arrival beyond.
+
+    Args:
+        pool: of the engines; closed with the model.
 
     Raises:
-        UsageError: a negative one, or not as many as there are verifiers.
+        UsageError: an engine is not there, or cannot be run so.
+        BundleError: one cannot be loaded.
     """
-    each = draft_length if isinstance(draft_length, Iterable) else [draft_length] * len(spec.verifiers)
-    lengths: list[Any] = list(each)
-    if len(lengths) != len(spec.verifiers):
-        raise UsageError(
-            f"draft_length has {len(lengths)} numbers and the chain {spec} {len(spec.verifiers)} verifiers; give one, or one each"
-        )
-    for length in lengths:
-        if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 0):
-            raise UsageError(f"draft_length is {length!r}; it must be 0 or more, or None for as many as pay")
-    return lengths
 
-
-class Model:
-    """A loaded bundle with a chain. One generation runs at a time. Use it as a context manager, or close it."""
-
-    def __init__(
-        self,
-        pool: EnginePool,
-        tokenizer: Tokenizer,
-        chain: ChainSpec,
-        lengths: Many[int | None],
-        acceptance: Acceptance,
-        defaults: SamplingParams = SamplingParams(),  # noqa: B008  it is frozen
-    ) -> None:
+    def __init__(self, pool: EnginePool, options: ModelOptions) -> None:
         self._pool = pool
         self.bundle = pool.bundle
-        self.tokenizer = tokenizer
-        self.chain = chain
-        self._lengths = lengths
-        self.acceptance = acceptance
-        self._defaults = defaults
-        slots = pool.slots(chain)
-        self.engines: dict[str, Engine] = {name: slot.engine for name, slot in slots.items()}
-        self.verifier = build_chain(chain, slots, lengths)
-        self.max_length = self.verifier.slot.engine.spec.max_length
-        self.vocab_size = self.verifier.slot.engine.spec.vocab_size
+        self.options = options
+        self.chain = choose_chain(pool.bundle, options.chain)
+        lengths = options.draft_lengths(self.chain)
+        self._defaults = default_params(pool.bundle, options.generation_config)
+        pool.check(self.chain)
+        self.tokenizer = Tokenizer(pool.bundle.tokenizer_folder(), pool.bundle.engine(self.chain.target).vocab_size)
+        cached = pool.cached(self.chain)
+        self.engines: dict[str, Engine] = {name: one.engine for name, one in cached.items()}
+        self.verifier = build_chain(self.chain, cached, lengths)
+        spec = self.verifier.cached.engine.spec
+        self.max_length, self.vocab_size = spec.max_length, spec.vocab_size
+        self.scheduler = Scheduler(self.verifier, self.engines, options.sequences, options.prefix_caching)
+        self._turnstile = Turnstile(self._step)
 
     def __enter__(self) -> Model:
         return self
@@ -146,21 +114,26 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Free the engines."""
+        """End the answers that are open, and free the engines. Waits for the pass that runs now."""
+        self._turnstile.close(self._free)
+
+    def _free(self) -> None:
+        self.scheduler.close(QuasarError(CLOSED))
         self._pool.close()
         self.engines.clear()
 
-    def sibling(self) -> Model:
-        """Another model on the same weights, for one more sequence at the same time: caches and experience of its own.
+    def _step(self) -> None:
+        self._pool.claim(self.scheduler)
+        self.scheduler.step()
 
-        Models that are siblings take turns, pass by pass, in one thread. Close each of them.
+    def step(self) -> bool:
+        """Run one round for all open answers; whether there is anything left to do.
 
         Raises:
-            UsageError: the backend keeps one cache to its weights.
+            QuasarError: the model is closed.
         """
-        if not self.engines:
-            raise QuasarError("the model is closed; load it again")
-        return Model(self._pool.sibling(), self.tokenizer, self.chain, self._lengths, self.acceptance, self._defaults)
+        self._turnstile.once()
+        return bool(self.scheduler.open or self.scheduler.waiting)
 
     def forget(self) -> None:
         """Forget earlier answers, of which `suffix-pool` makes proposals."""
@@ -200,10 +173,11 @@ class Model:
         messages: Many[Message] | None = None,
         **chat: Unpack[ChatOptions],
     ) -> Result | list[Result]:
-        """Answer a prompt: text, token ids, or chat messages. A list of prompts gives a list of results, one by one.
+        """Answer a prompt: text, token ids, or chat messages. A list of prompts gives a list of results, in order.
 
-        Text is taken as it is; only messages go through the chat template. Without `params` the bundle's defaults hold; with
-        them, nothing of the bundle does.
+        Prompts of a list share passes as far as there are slots (`sequences`); one that cannot be answered gives a result
+        with the finish reason `error`. Text is taken as it is; only messages go through the chat template. Without `params`
+        the bundle's defaults hold; with them, nothing of the bundle does.
 
         Args:
             chat: what goes with messages, and with them only.
@@ -211,9 +185,28 @@ class Model:
         Raises:
             UsageError: the prompt is empty, does not fit the context, or holds ids outside the vocabulary.
         """
-        if messages is None and is_many(prompt):
-            return [self.stream(one, params, **chat).finish() for one in prompt]
-        return self.stream(prompt, params, messages=messages, **chat).finish()
+        if messages is not None or not is_many(prompt):
+            return self.stream(prompt, params, messages=messages, **chat).finish()
+        return [self._finish(begun) for begun in [self._begin(one, params, chat) for one in prompt]]
+
+    def _begin(self, prompt: Prompt, params: SamplingParams | None, chat: ChatOptions) -> Generation | Exception:
+        try:
+            return self.stream(prompt, params, **chat)
+        except UsageError as error:
+            return error
+
+    @staticmethod
+    def _finish(begun: Generation | Exception) -> Result:
+        """The result; an error is one, too."""
+        error: Exception | None = begun if isinstance(begun, Exception) else None
+        if isinstance(begun, Generation):
+            try:
+                return begun.finish()
+            except QuasarError:
+                if begun.error is None:
+                    raise
+                return begun.result
+        return Result("", [], "error", Statistics(), error=str(error))
 
     def stream(
         self,
@@ -221,16 +214,10 @@ class Model:
         params: SamplingParams | None = None,
         *,
         messages: Many[Message] | None = None,
-        reuse_cache: bool = False,
         **chat: Unpack[ChatOptions],
     ) -> Generation:
-        """As `generate`, piece by piece: iterate over what this gives.
-
-        Args:
-            reuse_cache: keep what the last generation left in the cache and this prompt begins with, as a chat does. The
-                same prompt may then be cut into other passes than without, and a near-tie be decided otherwise.
-        """
-        return self.answer(self.read(prompt, messages, **chat), params, reuse_cache=reuse_cache)
+        """As `generate`, piece by piece: iterate over what this gives."""
+        return self.answer(self.read(prompt, messages, **chat), params)
 
     def read(
         self,
@@ -258,15 +245,25 @@ class Model:
         ids = self.tokenize(asked)
         return ReadPrompt(ids, ids if isinstance(prompt, str) else [])
 
-    def answer(self, prompt: ReadPrompt, params: SamplingParams | None = None, *, reuse_cache: bool = False) -> Generation:
+    def answer(self, prompt: ReadPrompt, params: SamplingParams | None = None) -> Generation:
         """As `stream`, for a prompt that was read before."""
         if not isinstance(params, (SamplingParams, type(None))):
             raise UsageError(f"params is {type(params).__name__}; give SamplingParams")
-        if not self.engines:
-            raise QuasarError("the model is closed; load it again")
-        generation = Generation(self, list(prompt.ids), params or self._defaults, reuse_cache, prompt.continued)
-        self._pool.user = generation
-        return generation
+        if self._turnstile.closed:
+            raise QuasarError(CLOSED)
+        params = params or self._defaults
+        eos = () if params.ignore_eos else self.bundle.manifest.stop_token_ids
+        # special tokens have no text that a stop string could be found in
+        special = (token for stop in params.stop if (token := self.tokenizer.special_id(stop)) is not None)
+        answer = Answer(
+            Sequence(list(prompt.ids), Sampler(params, len(prompt.ids), self.options.acceptance)),
+            TextStream(self.tokenizer, params.stop, prompt.continued),
+            frozenset((*eos, *params.stop_token_ids, *special)),
+            min(params.max_new_tokens, self.max_length - len(prompt.ids)),
+            params.logprobs,
+        )
+        self.scheduler.add(answer)
+        return Generation(answer, self._turnstile)
 
     def tokenize(self, prompt: Prompt | Chat) -> list[int]:
         """The ids that a prompt stands for, checked against the vocabulary and the context."""
@@ -277,7 +274,3 @@ class Model:
                 "shorten it, or export with a larger --max-length"
             )
         return ids
-
-    def is_current(self, generation: Generation) -> bool:
-        """Whether the caches belong to this generation."""
-        return self._pool.user is generation

@@ -11,8 +11,7 @@ from quasar.engines.bundle.manifest import SAMPLING as CARRIED
 from quasar.engines.errors import UsageError
 from quasar.runtime.chat import check_options
 from quasar.runtime.defaults import GENERATION_CONFIGS
-from quasar.runtime.execution import Execution
-from quasar.runtime.model import DraftLength
+from quasar.runtime.model_options import ModelOptions, parse_draft_length
 from quasar.runtime.sampler import ACCEPTANCES
 from quasar.runtime.sampling import SamplingParams
 
@@ -55,14 +54,6 @@ def sampling_options(args: argparse.Namespace, **others: Any) -> dict[str, Any]:
     return asked
 
 
-def add_generation_config_option(p: argparse.ArgumentParser) -> None:
-    """The option that switches a bundle's defaults off."""
-    p.add_argument(
-        *("--generation-config",), choices=GENERATION_CONFIGS, default="auto",
-        help="sampling where nothing is given: auto is as the model's authors chose, off is greedy (default: auto)",
-    )  # fmt: skip
-
-
 def add_template_options(p: argparse.ArgumentParser) -> None:
     """The option for `template_options`."""
     p.add_argument(
@@ -94,38 +85,61 @@ def _json_or_text(value: str) -> Any:
         return value
 
 
-def add_loading_options(p: argparse.ArgumentParser) -> None:
-    """Options for `loading_options`."""
-    p.add_argument(
-        *("--draft-length",), metavar="K[,K...]",
-        help="tokens proposed a round, to every verifier or to each from left to right (default: as many as pay)",
-    )  # fmt: skip
-    p.add_argument(
-        *("--acceptance",), choices=ACCEPTANCES, default="matching",
-        help="of sampled tokens: matching gives the same answer for every chain that ends in the same engine; rejection "
-        "accepts a little more of an engine's draft (default: matching)",
-    )  # fmt: skip
-    p.add_argument(
-        *("--batch-invariant",), action="store_true",
-        help="the same tokens whatever the draft length, also at near-ties; slower single-row steps",
-    )  # fmt: skip
-    p.add_argument("--backend", metavar="B", help=f"{', '.join(BACKENDS)} (default: what the bundle was exported for)")
-    p.add_argument("--provider", metavar="P", help="of onnxruntime: cpu, cuda or tensorrt (default: cpu)")
-    p.add_argument("--threads", type=int, default=0, metavar="N", help="threads of one operator (default: one per core)")
-    p.add_argument("--verify", action="store_true", help="check the hash of every file first")
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "chain": (
+        {"metavar": "C"},
+        "e.g. 'prompt-lookup > int8 > float', or plain, quasar, lossless, qspec (default: the bundle's own)",
+    ),
+    "sequences": ({"type": int, "metavar": "N"}, "answers that share passes (default: {default})"),
+    "draft_length": (
+        {"metavar": "K[,K...]"},
+        "tokens proposed a round, to every verifier or to each from left to right (default: as many as pay)",
+    ),
+    "acceptance": (
+        {"choices": ACCEPTANCES},
+        "of sampled tokens: matching gives the same answer for every chain that ends in the same engine; rejection accepts a "
+        "little more of an engine's draft (default: matching)",
+    ),
+    "batch_invariant": (
+        {"action": "store_true"},
+        "the same tokens whatever the draft length and whatever shares the pass, also at near-ties; slower single-row steps",
+    ),
+    "prefix_caching": (
+        {"action": argparse.BooleanOptionalAction},
+        "keep what the cache holds of earlier prompts, for those that begin alike (default: on)",
+    ),
+    "generation_config": (
+        {"choices": GENERATION_CONFIGS},
+        "sampling where nothing is given: auto is as the model's authors chose, off is greedy (default: auto)",
+    ),
+    "backend": ({"metavar": "B"}, f"{', '.join(BACKENDS)} (default: what the bundle was exported for)"),
+    "provider": ({"metavar": "P"}, "of onnxruntime: cpu, cuda or tensorrt (default: cpu)"),
+    "threads": ({"type": int, "metavar": "N"}, "threads of one operator (default: one per core)"),
+    "verify": ({"action": "store_true"}, "check the hash of every file first"),
+}
+"""Fields of ModelOptions that are options: what argparse is told, and help."""
 
 
-def execution(args: argparse.Namespace) -> Execution:
-    """What runs the engines, as the options say."""
-    return Execution(args.backend, args.provider, args.threads, args.batch_invariant)
+def add_model_options(p: argparse.ArgumentParser, *left_out: str, sequences: int = ModelOptions.sequences) -> None:
+    """Options for `model_options`.
+
+    Args:
+        left_out: fields that the command has no option for.
+        sequences: the command's default.
+    """
+    for name, (arguments, text) in OPTIONS.items():
+        if name not in left_out:
+            default = sequences if name == "sequences" else getattr(ModelOptions, name)
+            p.add_argument(f"--{name.replace('_', '-')}", default=default, help=text.format(default=default), **arguments)
 
 
-def parse_draft_length(text: str | None) -> DraftLength:
-    """`5` or `5,16`."""
-    if text is None:
-        return None
-    try:
-        lengths = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--draft-length {text}: give a number, or numbers with commas between them") from None
-    return lengths[0] if len(lengths) == 1 else lengths
+def model_options(args: argparse.Namespace, **others: Any) -> ModelOptions:
+    """What the options say, and `others`, by the names of `ModelOptions`.
+
+    Raises:
+        UsageError: a value that has no meaning.
+    """
+    given = {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
+    if "draft_length" in given:
+        given["draft_length"] = parse_draft_length(given["draft_length"])
+    return ModelOptions(**{**given, **others})

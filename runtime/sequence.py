@@ -1,21 +1,28 @@
-"""One text being generated."""
+"""One text being generated, and what is asked and said of it in a round."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from quasar.runtime.sampler import Sampler
+from quasar.runtime.statistics import LevelStatistics
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
     """Token ids of a prompt and of what was generated after it, and how they are chosen.
 
     While a round drafts, `tokens` ends with what is only proposed; afterwards with what is settled.
+
+    Attributes:
+        slot: its place in the cache of every engine of the chain.
+        levels: counters of the chain's verifiers, by name.
     """
 
     tokens: list[int]
     sampler: Sampler
+    slot: int = 0
+    levels: dict[str, LevelStatistics] = field(default_factory=dict)
     prompt_length: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -30,3 +37,22 @@ class Sequence:
     def new_tokens(self) -> list[int]:
         """The generated ids."""
         return self.tokens[self.prompt_length :]
+
+    def level(self, name: str) -> LevelStatistics:
+        """The counters of a verifier."""
+        return self.levels.setdefault(name, LevelStatistics(name))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A sequence's part of a round.
+
+    Attributes:
+        limit: the most tokens that it may get.
+        upto: of a prompt that is being read, the position up to which it is read in this round; None once it was read.
+            The round that reads to the end gives the first token, those before give none.
+    """
+
+    sequence: Sequence
+    limit: int
+    upto: int | None = None

@@ -17,13 +17,15 @@ class LevelStatistics:
         rounds: verification passes.
         proposed, accepted: draft tokens.
         proposed_per_position, accepted_per_position: in how many rounds a first draft token, a second, ... was there.
-        pass_seconds: of every round, by rows fed.
+        skipped: rounds of the next level that did without this one's drafts.
+        pass_seconds: of every round, by rows of the pass, those of other sequences among them.
     """
 
     engine: str
     rounds: int = 0
     proposed: int = 0
     accepted: int = 0
+    skipped: int = 0
     proposed_per_position: list[int] = field(default_factory=list)
     accepted_per_position: list[int] = field(default_factory=list)
     pass_seconds: dict[int, list[float]] = field(default_factory=dict)
@@ -42,6 +44,7 @@ class LevelStatistics:
         self.rounds += other.rounds
         self.proposed += other.proposed
         self.accepted += other.accepted
+        self.skipped += other.skipped
         for mine, theirs in (
             (self.proposed_per_position, other.proposed_per_position),
             (self.accepted_per_position, other.accepted_per_position),
@@ -75,6 +78,7 @@ class LevelStatistics:
             "rounds": self.rounds,
             "proposed": self.proposed,
             "accepted": self.accepted,
+            "skipped": self.skipped,
             "acceptance_rate": self.acceptance_rate,
             "acceptance_per_position": self.acceptance_per_position,
             "step_ms": self.step_ms,
@@ -93,19 +97,21 @@ class Statistics:
 
     Attributes:
         prompt_tokens: tokens of the prompt.
-        reused_tokens: of these, how many were in the cache already.
+        cached_tokens: of these, how many were in the cache already.
         new_tokens: tokens generated. The first comes with the prefill, the others from rounds.
         levels: of each verifier of the chain, the last engine last.
-        prefill_seconds: from the start to the first token, every engine's prefill included.
-        decode_seconds: from there to the end.
-        engine_seconds: inside engines, by engine.
+        queued_seconds: until there was a slot.
+        prefill_seconds: from there to the first token, every engine's prefill included.
+        decode_seconds: of the rounds after that, which other sequences may have shared.
+        engine_seconds: inside engines while this sequence was worked on, by engine.
         decode_engine_seconds: of these, after the prefill.
     """
 
     prompt_tokens: int = 0
-    reused_tokens: int = 0
+    cached_tokens: int = 0
     new_tokens: int = 0
     levels: list[LevelStatistics] = field(default_factory=lambda: [LevelStatistics("")])
+    queued_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     engine_seconds: dict[str, float] = field(default_factory=dict)
@@ -155,8 +161,8 @@ class Statistics:
 
     def to_dict(self) -> dict[str, Any]:
         """Counters and ratios, for JSON."""
-        plain = ("prompt_tokens", "reused_tokens", "new_tokens", "rounds", "proposed", "accepted", "accepted_per_position")
-        seconds = ("prefill_seconds", "decode_seconds", "engine_seconds", "decode_engine_seconds")
+        plain = ("prompt_tokens", "cached_tokens", "new_tokens", "rounds", "proposed", "accepted", "accepted_per_position")
+        seconds = ("queued_seconds", "prefill_seconds", "decode_seconds", "engine_seconds", "decode_engine_seconds")
         ratios = ("tokens_per_round", "acceptance_rate", "tokens_per_second", "outside_share")
         levels = [level.to_dict() for level in self.levels]
         return {**{name: getattr(self, name) for name in (*plain, *seconds, *ratios)}, "levels": levels}
@@ -167,7 +173,9 @@ class Statistics:
             f"{self.prompt_tokens} prompt tokens in {self.prefill_seconds:.2f} s, "
             f"{self.new_tokens} new tokens in {self.decode_seconds:.2f} s" + _with(", {:.1f} tokens/s", self.tokens_per_second)
         ]
-        for level in self.levels:
+        for level, following in zip(self.levels, [*self.levels[1:], None], strict=True):
+            if following is not None and level.skipped:
+                lines.append(f"{level.engine}: not asked in {level.skipped} of {following.rounds} rounds of {following.engine}")
             if level.proposed:
                 lines.append(
                     f"{level.engine}: {level.rounds} rounds, {level.accepted / level.rounds + 1:.2f} tokens per round, "

@@ -37,16 +37,16 @@ def level(engine: str, *, accepts: bool, shift: float = 0.0) -> dict[str, Any]:
 
 def chain_result(text: str, decode: float, shift: float = 0.0) -> dict[str, Any]:
     engines = [part for part in text.split(" > ") if part in STEPS]
-    law, lone = engines[-1], " > " not in text
+    target, lone = engines[-1], " > " not in text
     accepting = [not lone and (place > 0 or text.startswith("prompt")) for place in range(len(engines))]
     proposer = text.rpartition(" > ")[0]
-    own = None if lone else ratio(law, decode / DECODE[law])
-    same = None if lone or law == "float" else ratio(f"{proposer} > float", decode / 21.7)
+    own = None if lone else ratio(target, decode / DECODE[target])
+    same = None if lone or target == "float" else ratio(f"{proposer} > float", decode / 21.7)
     return {
         "chain": text,
-        "asked": law != "float",
-        "law": law,
-        "lossy": law != "float",
+        "asked": target != "float",
+        "target": target,
+        "lossy": target != "float",
         "repeats": 3,
         "decode": spread(decode),
         "overall": spread(decode * 0.8),
@@ -60,7 +60,7 @@ def chain_result(text: str, decode: float, shift: float = 0.0) -> dict[str, Any]
         "levels": [level(engine, accepts=accepts, shift=shift) for engine, accepts in zip(engines, accepting, strict=True)],
         "outside_share": 0.0213,
         "peak_memory_mb": 910.4,
-        "agreement": {"prompts": 20, "identical": 20 if law == "float" else 16, "tokens": 0.934, "first_difference": 57.5},
+        "agreement": {"prompts": 20, "identical": 20 if target == "float" else 16, "tokens": 0.934, "first_difference": 57.5},
     }  # fmt: skip
 
 

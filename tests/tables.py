@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Many
+
 import numpy as np
 import torch
 
-from quasar.engines.engine import EngineSpec, Float32, HostScores, Int64, Scores, check_call
+from quasar.engines.engine import EngineSpec, Feed, Float32, HostScores, Scores, check_feeds
+from quasar.runtime.chain.cached import CachedTokens
 from quasar.runtime.chain.spec import build_chain, parse_chain
 from quasar.runtime.chain.verifier import Verifier
 from quasar.runtime.sampler import Acceptance, Sampler
 from quasar.runtime.sampling import SamplingParams
-from quasar.runtime.sequence import Sequence
-from quasar.runtime.slot import Slot
+from quasar.runtime.sequence import Sequence, Turn
 
 VOCAB = 8
 NOTHING = -1
@@ -30,48 +32,52 @@ def table(name: str) -> Float32:
 class TableEngine:
     """An engine that reads its context from its cache, and from nothing else."""
 
-    def __init__(self, name: str, max_length: int = 64, max_rows: int = 16) -> None:
-        self.spec = EngineSpec(name, VOCAB, max_length, max_rows, 1, "table")
+    def __init__(self, name: str, max_length: int = 64, max_rows: int = 16, slots: int = 1) -> None:
+        self.spec = EngineSpec(name, VOCAB, max_length, max_rows, slots, "table")
         self.seconds = 0.0
-        self.cache = np.full(max_length, NOTHING)
+        self.cache = np.full((slots, max_length), NOTHING)
+        self.passes: list[list[Feed]] = []
         self._table = table(name)
-        self._buffer = np.empty((max_rows, VOCAB), np.float32)
+        self._buffer = np.empty((slots * max_rows, VOCAB), np.float32)
 
-    def forward(self, tokens: Int64, start: Int64, rows: Int64) -> Float32:
-        """See `Engine.forward`."""
-        check_call(self.spec, tokens, start, rows)
-        begin, fed = int(start[0]), tokens[0]
-        assert (self.cache[:begin] != NOTHING).all(), f"positions up to {begin} are read, and not all of them were written"
-        self.cache[begin : begin + len(fed)] = fed
-        self._buffer.fill(np.nan)  # what an earlier pass gave is gone
-        for i, row in enumerate(rows[0]):
-            position = begin + int(row)
-            before = self.cache[position - 1] if position else VOCAB
-            self._buffer[i] = self._table[before, self.cache[position]]
-        return self._buffer[None, : rows.shape[1]]
-
-    def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
+    def score(self, feeds: Many[Feed]) -> Scores:
         """See `Engine.score`."""
-        return HostScores(self.forward(tokens, start, rows), np.empty(self.spec.vocab_size, np.float32))
+        check_feeds(self.spec, feeds)
+        self.passes.append(list(feeds))
+        self._buffer.fill(np.nan)  # what an earlier pass gave is gone
+        spans, done = [], 0
+        for feed in feeds:
+            cache = self.cache[feed.slot]
+            assert (cache[: feed.start] != NOTHING).all(), f"not all of the {feed.start} positions that are read were written"
+            cache[feed.start : feed.end] = feed.tokens
+            spans.append((done, len(feed.rows)))
+            for row in feed.rows:
+                position = feed.start + int(row)
+                before = cache[position - 1] if position else VOCAB
+                self._buffer[done] = self._table[before, cache[position]]
+                done += 1
+        return HostScores(self._buffer[:done], spans, np.empty(VOCAB, np.float32))
 
     def close(self) -> None:
         """Nothing to free."""
 
 
-def table_chain(text: str, lengths: list[int | None] | int | None, max_length: int = 64, max_rows: int = 16) -> Verifier:
+def table_chain(
+    text: str, lengths: list[int | None] | int | None, max_length: int = 64, max_rows: int = 16, slots: int = 1
+) -> Verifier:
     """A chain as it is written, on table engines of these names."""
     spec = parse_chain(text)
-    slots = {name: Slot(TableEngine(name, max_length, max_rows)) for name in spec.engines}
-    return build_chain(spec, slots, lengths if isinstance(lengths, list) else [lengths] * len(spec.verifiers))
+    cached = {name: CachedTokens(TableEngine(name, max_length, max_rows, slots)) for name in spec.engines}
+    return build_chain(spec, cached, lengths if isinstance(lengths, list) else [lengths] * len(spec.verifiers))
 
 
 def start(
-    verifier: Verifier, params: SamplingParams, acceptance: Acceptance = "matching", prompt: list[int] = PROMPT
+    verifier: Verifier, params: SamplingParams, acceptance: Acceptance = "matching", prompt: list[int] = PROMPT, slot: int = 0
 ) -> Sequence:
     """A sequence with its first token."""
-    sequence = Sequence(list(prompt), Sampler(params, len(prompt), acceptance))
-    done, _ = verifier.prefill(sequence, reuse=False)
-    sequence.tokens.extend(done.tokens)
+    sequence = Sequence(list(prompt), Sampler(params, len(prompt), acceptance), slot)
+    verifier.join(sequence)
+    sequence.tokens.extend(verifier.round([Turn(sequence, 99, len(prompt))])[0].tokens)
     return sequence
 
 
@@ -86,7 +92,8 @@ def generate(
     """The first `count` new tokens of a generation that could have gone `slack` tokens further."""
     sequence = start(verifier, params, acceptance, prompt)
     while sequence.new_count < count:
-        sequence.tokens.extend(verifier.round(sequence, count + slack - sequence.new_count).tokens)
+        sequence.tokens.extend(verifier.round([Turn(sequence, count + slack - sequence.new_count)])[0].tokens)
+    verifier.leave(sequence)
     return sequence.new_tokens[:count]
 
 

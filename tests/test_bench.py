@@ -80,7 +80,7 @@ def test_denominators_are_measured_in_the_same_run_and_named(demo_bundle: Path, 
         ratio = row["ratios"]["own_precision"][kind]
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
         assert row[kind]["low"] <= row[kind]["median"] <= row[kind]["high"]
-    assert (row["law"], row["lossy"], row["repeats"]) == ("int8", True, 2)
+    assert (row["target"], row["lossy"], row["repeats"]) == ("int8", True, 2)
     assert (rows["float"]["lossy"], rows["float"]["agreement"]["identical"]) == (False, len(QUESTIONS))
     assert rows["prompt-lookup > float"]["agreement"]["identical"] == len(QUESTIONS)
     assert rows["int8"]["tokens_per_round"] == 1.0

@@ -27,7 +27,7 @@ def test_every_valid_chain_is_read_whatever_its_spaces(data: st.DataObject, left
     assert spec == ChainSpec(tuple(proposers), tuple(verifiers))
     assert parse_chain(str(spec)) == spec
     assert sorted(spec.engines) == sorted(engines)
-    assert spec.law == engines[-1]
+    assert spec.target == engines[-1]
 
 
 def test_a_chain_is_written_as_it_is_documented() -> None:

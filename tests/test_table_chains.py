@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import PROMPT, TableEngine, generate, start, table_chain
 
-from quasar.runtime.sampler import ACCEPTANCES, Acceptance
+from quasar.runtime.sampler import ACCEPTANCES, Acceptance, Sampler
 from quasar.runtime.sampling import SamplingParams
-from quasar.runtime.sequence import Sequence
+from quasar.runtime.sequence import Sequence, Turn
 
 SAMPLING = st.one_of(
     st.just(SamplingParams()),
@@ -56,12 +56,12 @@ def test_every_cache_holds_the_text_and_nothing_that_was_rejected(
     verifier = table_chain(*chain)
     sequence = start(verifier, params, rule)
     for _ in range(6):
-        sequence.tokens.extend(verifier.round(sequence, 20).tokens)
+        sequence.tokens.extend(verifier.round([Turn(sequence, 20)])[0].tokens)
         for level in verifier.levels():
-            engine, held = level.slot.engine, level.slot._cached
+            engine, held = level.cached.engine, level.cached.held(0)
             assert isinstance(engine, TableEngine)
-            assert held == sequence.tokens[: len(held)] == engine.cache[: len(held)].tolist()
-        assert len(verifier.slot._cached) == len(sequence.tokens) - 1
+            assert held == sequence.tokens[: len(held)] == engine.cache[0, : len(held)].tolist()
+        assert len(verifier.cached.held(0)) == len(sequence.tokens) - 1
 
 
 @settings(max_examples=100, deadline=None)
@@ -73,7 +73,7 @@ def test_a_round_gives_at_least_one_token_and_at_most_the_limit(
     sequence = start(verifier, params, rule)
     for _ in range(4):
         before = list(sequence.tokens)
-        done = verifier.round(sequence, limit)
+        done = verifier.round([Turn(sequence, limit)])[0]
         assert sequence.tokens == before
         assert 1 <= len(done.tokens) <= limit
         sequence.tokens.extend(done.tokens)
@@ -85,7 +85,7 @@ def test_a_context_is_filled_to_its_end(chain: tuple[str, list[int | None]], par
     verifier = table_chain(*chain, max_length=24)
     sequence = start(verifier, params, rule)
     while len(sequence.tokens) < 24:
-        sequence.tokens.extend(verifier.round(sequence, 24 - len(sequence.tokens)).tokens)
+        sequence.tokens.extend(verifier.round([Turn(sequence, 24 - len(sequence.tokens))])[0].tokens)
     assert len(sequence.tokens) == 24
 
 
@@ -107,10 +107,14 @@ def test_a_draft_that_is_always_right_costs_no_round() -> None:
     """The same table twice: every token is accepted, also a sampled one."""
     for rule in ACCEPTANCES:
         verifier = table_chain("a > b", 4)
-        verifier._drafters[0].proposer.slot.engine._table = verifier.slot.engine._table  # type: ignore[attr-defined]
-        generate(verifier, SamplingParams(temperature=1, seed=3), 21, rule, slack=0)
-        assert verifier.statistics.accepted == verifier.statistics.proposed == 16
-        assert verifier.statistics.rounds == 4
+        inner = verifier.levels()[0].cached.engine
+        inner._table = verifier.cached.engine._table  # type: ignore[attr-defined]
+        sequence = start(verifier, SamplingParams(temperature=1, seed=3), rule)
+        while sequence.new_count < 21:
+            sequence.tokens.extend(verifier.round([Turn(sequence, 21 - sequence.new_count)])[0].tokens)
+        level = sequence.level("b")
+        assert level.accepted == level.proposed == 16
+        assert level.rounds == 4
 
 
 @pytest.mark.parametrize(
@@ -120,12 +124,11 @@ def test_a_prompt_reuses_what_it_begins_with_and_no_more(prompt: list[int], kept
     verifier, params = table_chain("prompt-lookup > b > a", [2, 4]), SamplingParams()
     first = generate(verifier, params, 12)
     assert first[0] != 3
-    expected = start(table_chain("a", 0), params, prompt=prompt)
-    for reuse, shared in ((True, kept), (False, 0)):
-        sequence = Sequence(list(prompt), expected.sampler)
-        done, reused = verifier.prefill(sequence, reuse)
-        assert (reused, done.tokens) == (shared, expected.new_tokens)
-        sequence.tokens.extend(done.tokens)
-        following = [*done.tokens, *verifier.round(sequence, 20).tokens]
-        assert following == generate(table_chain("a", 0), params, len(following), prompt=prompt)
-        generate(verifier, params, 12)
+    expected = generate(table_chain("a", 0), params, 12, prompt=prompt)
+    sequence = Sequence(list(prompt), Sampler(params, len(prompt)))
+    verifier.join(sequence)
+    assert verifier.cached.filled(0) == kept
+    sequence.tokens.extend(verifier.round([Turn(sequence, 20, len(prompt))])[0].tokens)
+    while sequence.new_count < 12:
+        sequence.tokens.extend(verifier.round([Turn(sequence, 20)])[0].tokens)
+    assert sequence.new_tokens[:12] == expected

@@ -80,7 +80,7 @@ class Bench:
             chain
             for one in asked
             for chain in (*denominators(one).values(), one)
-            if chain is not None and chain.law in manifest.engines
+            if chain is not None and chain.target in manifest.engines
         )
         temperature = settings.params.temperature
         variants = [Variant(chain, settings.draft_length if chain in asked else None, temperature) for chain in with_denominators]
@@ -147,7 +147,7 @@ class Bench:
     def _model(self, variant: Variant) -> Model:
         lengths = draft_lengths(variant.chain, variant.draft_length)
         self._pool.check(variant.chain)
-        tokenizer = Tokenizer(self._bundle.tokenizer_folder(), self._bundle.engine(variant.chain.law).vocab_size)
+        tokenizer = Tokenizer(self._bundle.tokenizer_folder(), self._bundle.engine(variant.chain.target).vocab_size)
         return Model(self._pool, tokenizer, variant.chain, lengths, self._settings.acceptance)
 
     def _measure(self, name: str, models: dict[Variant, Model], repeats: int) -> Measurement:
@@ -208,7 +208,7 @@ class Bench:
         notes = []
         if FLOAT not in self._bundle.manifest.engines:
             notes.append("float is not in the bundle: ratios to it are missing; export it too, with --engines")
-        for name in dict.fromkeys(chain.law for chain in chains if chain.law != FLOAT):
+        for name in dict.fromkeys(chain.target for chain in chains if chain.target != FLOAT):
             if distance := _distance(self._bundle.engine(name).gate):
                 notes.append(f"{name} as the last engine says what {name} says, not what float says: {distance}")
         if any("suffix-pool" in chain.proposers for chain in chains):

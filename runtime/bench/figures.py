@@ -18,7 +18,7 @@ def denominators(chain: ChainSpec) -> dict[str, ChainSpec | None]:
     """What a chain is compared with, by the name in the report; None where it would be the chain itself."""
     found = {
         "float": ChainSpec((), (FLOAT,)),
-        "own_precision": ChainSpec((), (chain.law,)),
+        "own_precision": ChainSpec((), (chain.target,)),
         "float_same_proposer": ChainSpec(chain.proposers, (FLOAT,)) if chain.proposers else None,
     }
     return {name: None if below == chain else below for name, below in found.items()}
@@ -62,8 +62,8 @@ def chain_figures(measured: Measurement, variant: Variant, asked: bool, peak_byt
     return {
         "chain": str(variant.chain),
         "asked": asked,
-        "law": variant.chain.law,
-        "lossy": variant.chain.law != FLOAT,
+        "target": variant.chain.target,
+        "lossy": variant.chain.target != FLOAT,
         "repeats": len(measured.repeats),
         **{kind: spread([speed(repeat[variant], kind) for repeat in measured.repeats]) for kind in SPEEDS},
         "ratios": {

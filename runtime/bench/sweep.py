@@ -40,7 +40,7 @@ def sweep_variants(chains: Sequence[ChainSpec], axes: Mapping[str, Sequence[Any]
         raise UsageError("--sweep: no chain has a draft whose length could be changed; name one with --chains")
     temperatures = axes.get("temperature", [temperature])
     lengths = axes.get("k", [None])
-    plain = dict.fromkeys(ChainSpec((), (chain.law,)) for chain in speculating)
+    plain = dict.fromkeys(ChainSpec((), (chain.target,)) for chain in speculating)
     return [
         *(Variant(chain, None, t) for chain in plain for t in temperatures),
         *(Variant(chain, k, t) for chain in speculating for t in temperatures for k in lengths),
@@ -53,7 +53,7 @@ def sweep_figures(measured: Measurement, axes: Mapping[str, Sequence[Any]]) -> d
     for variant, runs in measured.first.items():
         if not variant.chain.proposers or not runs:
             continue
-        plain = Variant(ChainSpec((), (variant.chain.law,)), None, variant.temperature)
+        plain = Variant(ChainSpec((), (variant.chain.target,)), None, variant.temperature)
         levels = total_levels(runs)
         compared = ratio(measured, variant, plain, "decode")
         points.append(

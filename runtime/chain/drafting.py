@@ -1,147 +1,265 @@
-"""A proposer, and the experience of how far it pays to follow it."""
+"""The drafts of a round: which proposers are asked for which sequences, and how much of it is verified."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+from typing import Any
 
-from quasar.runtime.chain.pacing import Acceptance, StepCosts, TokenCost, best_length
-from quasar.runtime.proposers.proposer import Draft, Proposer
+import numpy as np
+from numpy.typing import NDArray
+
+from quasar.runtime.chain.estimates import Float64, PassCosts
+from quasar.runtime.chain.experience import Experience
+from quasar.runtime.chain.pacing import Verify, best_cut, best_steps
+from quasar.runtime.proposers.proposer import Ask, Draft, Proposer
 from quasar.runtime.sequence import Sequence
 
 LONGEST_DRAFT = 32
-# sequences until an engine whose drafts did not pay may try again, at the most
-LONGEST_PAUSE = 16
-# tokens that it drafts a round before it is judged, and in how many rounds
-PROBE_LENGTH, TRIALS = 3, 2
-
-
-# how many times the speed of plain decoding an engine's drafts must promise: estimates are not better than this
+# tokens that an engine drafts a round before it is judged
+PROBE_LENGTH = 3
+# how many times the speed of doing without it an engine's drafts must promise: estimates are not better than this
 WORTHWHILE = 1.03
 
 
 @dataclass
-class _Watch:
-    """A draft whose tokens are compared with what the text became, also those that nobody verified."""
+class _Drafted:
+    """What one sequence has: a draft, and where it comes from.
 
-    position: int
-    drafts: list[Draft]
-    checked: int = 0
-
-
-class Drafter:
-    """Asks a proposer for drafts of the length that pays.
-
-    Args:
-        costs: of the verifier that the drafts are for.
-        fixed: draft this many tokens whatever it costs; None for the length that pays.
+    Attributes:
+        survivals: see `Acceptance.survivals`.
     """
 
-    def __init__(self, proposer: Proposer, costs: StepCosts, fixed: int | None) -> None:
-        self.proposer = proposer
+    ask: Ask
+    source: Experience | None = None
+    drafts: list[Draft] = field(default_factory=list)
+    survivals: Float64 = field(default_factory=lambda: np.zeros(0))
+
+    def give(self, source: Experience, drafts: list[Draft]) -> None:
+        """Another draft."""
+        self.source, self.drafts = source, drafts
+        self.survivals = source.acceptance.survivals([draft.grade for draft in drafts])
+
+    def cut(self, length: int) -> None:
+        """Keep the first tokens."""
+        self.drafts, self.survivals = self.drafts[:length], self.survivals[:length]
+        self.source = self.source if length else None
+
+    @property
+    def room(self) -> int:
+        """Tokens that may come in addition."""
+        return self.ask.limit - len(self.drafts)
+
+    @property
+    def expected(self) -> float:
+        """How many of its tokens are expected to be accepted."""
+        return float(self.survivals.sum())
+
+    @property
+    def survival(self) -> float:
+        """Probability that all of them are."""
+        return float(self.survivals[-1]) if self.drafts else 1.0
+
+
+class Drafting:
+    """Asks proposers for drafts of the length that pays.
+
+    A proposer of a level further down is a candidate, too: a level that does not pay is skipped, so that no chain is slower
+    than what is left when parts of it are taken out.
+
+    Args:
+        proposers: of the verifier, in the order of the chain.
+        below: what proposes to them, and to these.
+        costs: of the verifier's passes.
+        fixed: draft this many tokens whatever it costs, with the first proposer that proposes anything; None for what pays.
+    """
+
+    def __init__(self, proposers: Many[Proposer], below: Many[Proposer], costs: PassCosts, fixed: int | None) -> None:
+        self._own = [Experience(proposer) for proposer in proposers]
+        self._all = [*self._own, *(Experience(proposer) for proposer in (below if fixed is None else ()))]
+        self._engines = [one for one in self._all if not one.proposer.weightless]
         self._costs = costs
         self._fixed = fixed
-        self._acceptance = Acceptance()
-        self._watches: list[_Watch] = []
-        self._token_cost = TokenCost()
-        # sequences to rest once drafts do not pay, sequences left of that, and rounds to draft in before that is judged
-        self._pause, self._resting, self._trials = 1, 0, TRIALS
 
-    def begin(self, sequence: Sequence, reuse: bool) -> None:
-        """See `Proposer.begin`."""
-        self._watches.clear()
-        if self._resting > 0:
-            self._resting -= 1
-            self._trials = TRIALS
-        self.proposer.begin(sequence, reuse)
+    @property
+    def proposers(self) -> list[Proposer]:
+        """The verifier's own."""
+        return [one.proposer for one in self._own]
 
-    def rewind(self, length: int) -> None:
-        """See `Proposer.rewind`."""
-        self._watches = [watch for watch in self._watches if watch.position <= length]
-        self.proposer.rewind(length)
+    def join(self, sequence: Sequence) -> None:
+        """A sequence begins."""
+        for one in self._own:
+            one.proposer.join(sequence)
+        for one in self._all:
+            one.join(sequence)
 
-    def rate(self, limit: int, pending: int) -> float:
-        """Tokens a second that a round with this engine's drafts is expected to make; 0 while it rests or is not known."""
-        if self.proposer.weightless or self._resting > 0 or self._token_cost.samples == 0 or not self._costs.known:
-            return 0.0
-        limit = min(limit, LONGEST_DRAFT)
-        verify = self._costs.estimate(range(pending, pending + limit + 1))
-        return best_length(verify, [self._acceptance.estimate()] * limit, self._token_cost.estimate())[1]
+    def readers(self, sequence: Sequence) -> list[Proposer]:
+        """The verifier's own engines that read a prompt along, to draft behind it."""
+        return [one.proposer for one in self._own if one in self._engines and (self._fixed or one.follows(sequence))]
 
-    def draft(self, sequence: Sequence, limit: int, pending: int, floor: Callable[[], float]) -> list[Draft]:
-        """The next draft, at most `limit` tokens; `sequence` stays as it is.
+    def settle(self, sequence: Sequence, length: int) -> None:
+        """See `Proposer.settle`."""
+        for one in self._own:
+            one.proposer.settle(sequence, length)
+        for one in self._all:
+            one.settle(sequence, length)
+
+    def leave(self, sequence: Sequence) -> None:
+        """See `Proposer.leave`."""
+        for one in self._own:
+            one.proposer.leave(sequence)
+        for one in self._all:
+            one.leave(sequence)
+
+    def forget(self) -> None:
+        """See `Proposer.forget`."""
+        for one in self._own:
+            one.proposer.forget()
+
+    def draft(self, asks: Many[Ask], rows: int) -> list[list[Draft]]:
+        """The next draft of each sequence; the sequences stay as they are.
 
         Args:
-            pending: tokens that the verifier is fed besides the draft.
-            floor: gives the tokens a second that the proposers after this one would make.
+            rows: that the verifier is fed besides the drafts.
         """
-        length = len(sequence.tokens)
-        self._learn(sequence.tokens)
-        if self._fixed is not None:
-            drafts = proposed = list(self.proposer.propose(sequence, min(limit, self._fixed)))
-        elif self.proposer.weightless:
-            proposed = list(self.proposer.propose(sequence, min(limit, LONGEST_DRAFT)))
-            drafts = proposed[: self._worth(proposed, pending, floor)]
-        else:
-            drafts = proposed = self._step_by_step(sequence, min(limit, LONGEST_DRAFT), pending)
-        del sequence.tokens[length:]
-        if proposed:
-            self._watches.append(_Watch(length, proposed))
-        return drafts
+        lengths = [len(ask.sequence.tokens) for ask in asks]
+        for one in self._all:
+            for ask in asks:
+                one.learn(ask.sequence)
+        try:
+            made = self._draft_fixed(asks, self._fixed) if self._fixed is not None else self._draft_what_pays(asks, rows)
+        finally:
+            for ask, length in zip(asks, lengths, strict=True):
+                del ask.sequence.tokens[length:]
+        for one in self._own:
+            if one in self._engines:
+                for drafted in made:
+                    drafted.ask.sequence.level(one.proposer.name).skipped += drafted.source is not one
+        return [drafted.drafts for drafted in made]
 
-    def _worth(self, proposed: list[Draft], pending: int, floor: Callable[[], float]) -> int:
-        """How many of the tokens, which cost nothing, to have verified."""
-        if not proposed or not self._costs.known:  # the first pass times the plain step
-            return 0
-        verify = self._costs.estimate(range(pending, pending + len(proposed) + 1))
-        rates = [self._acceptance.estimate(draft.grade) for draft in proposed]
-        return best_length(verify, rates, 0.0, floor=floor())[0]
+    def _draft_fixed(self, asks: Many[Ask], length: int) -> list[_Drafted]:
+        made = [_Drafted(Ask(ask.sequence, min(ask.limit, length))) for ask in asks]
+        for one in self._own:
+            missing = [drafted for drafted in made if not drafted.drafts and drafted.room > 0]
+            if one in self._engines:
+                while missing:
+                    _step(one, missing)
+                    missing = [drafted for drafted in missing if drafted.room > 0]
+            else:
+                _propose(one, missing)
+        return made
 
-    def _step_by_step(self, sequence: Sequence, limit: int, pending: int) -> list[Draft]:
-        """Draft while the next token is expected to pay.
+    def _draft_what_pays(self, asks: Many[Ask], rows: int) -> list[_Drafted]:
+        made = [_Drafted(Ask(ask.sequence, min(ask.limit, LONGEST_DRAFT))) for ask in asks]
+        if not self._costs.known(len(asks)):  # the first pass times the plain step
+            return made
 
-        An engine whose drafts do not pay rests until another sequence begins. Within one it would have to read all that was
-        written meanwhile, which costs more than a probe may.
-        """
-        if self._resting > 0 or not self._costs.known:
-            return []
-        verify = self._costs.estimate(range(pending, pending + limit + 1))
-        typical, token_cost = self._acceptance.estimate(), self._token_cost.estimate()
-        forced = min(limit, PROBE_LENGTH) if self._trials > 0 else 0
-        drafts: list[Draft] = []
-        rates: list[float] = []
-        stamps = [time.perf_counter()]
-        source = self.proposer.propose(sequence, limit)
-        while (made := len(drafts)) < limit:
-            rates[made:] = [typical] * (limit - made)
-            floor = WORTHWHILE / verify[0] if made == 0 else 0.0
-            if made >= forced and best_length(verify, rates, token_cost, made, floor)[0] == made:
-                break
-            draft = next(source, None)
-            if draft is None:
-                break
-            stamps.append(time.perf_counter())
-            drafts.append(draft)
-            rates[made] = self._acceptance.estimate(draft.grade)
-        self._token_cost.observe(stamps)
-        if not drafts:
-            self._resting, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
-        elif not forced:
-            self._pause = 1
-        self._trials = max(self._trials - 1, 0)
-        return drafts
+        def verify(drafted: NDArray[np.integer[Any]]) -> Float64:
+            return self._costs.estimate(len(asks), rows + drafted)
 
-    def _learn(self, tokens: list[int]) -> None:
-        """Compare watched drafts with what the text became."""
-        unresolved = []
-        for watch in self._watches:
-            hit = True
-            while hit and watch.checked < len(watch.drafts) and watch.position + watch.checked < len(tokens):
-                draft = watch.drafts[watch.checked]
-                hit = draft.token == tokens[watch.position + watch.checked]
-                self._acceptance.observe(draft.grade, hit)
-                watch.checked += 1
-            if hit and watch.checked < len(watch.drafts):
-                unresolved.append(watch)
-        self._watches = unresolved
+        for one in self._all:
+            if one.proposer.weightless:
+                _propose(one, [drafted for drafted in made if not drafted.drafts and drafted.room > 0])
+        rate = _cut(made, verify)
+        if (choice := self._choose_engine(made, rate, verify)) is not None:
+            _cut(made, verify, _draft_on(choice, made, verify))
+        return made
+
+    def _choose_engine(self, made: list[_Drafted], rate: float, verify: Verify) -> _Choice | None:
+        """The engine that promises more than `rate` tokens a second, or is to be tried."""
+        candidates = [choice for one in self._engines if (choice := _choice(one, made, verify)) is not None]
+        best = next((choice for choice in candidates if choice.forced), None)
+        if best is None:
+            best = max(candidates, key=lambda choice: choice.rate, default=None)
+            if best is not None and (not best.active or best.rate <= WORTHWHILE * rate):
+                best = None
+        for choice in candidates:
+            if best is None or choice is best:
+                choice.engine.judge(best is not None)
+        return best
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """An engine, the sequences that it would draft for, and the tokens a second that this promises.
+
+    Attributes:
+        forced: tokens that it drafts before it is judged; 0 where it is known.
+    """
+
+    engine: Experience
+    active: list[_Drafted]
+    rate: float
+    forced: int = 0
+
+
+def _choice(one: Experience, made: list[_Drafted], verify: Verify) -> _Choice | None:
+    """What an engine would do; None where it reads along with none of the sequences."""
+    able = [drafted for drafted in made if drafted.ask.limit > 0 and one.follows(drafted.ask.sequence)]
+    if not able:
+        return None
+    if one.trials > 0 or not one.costs.known:
+        return _Choice(one, able, 0.0, PROBE_LENGTH)
+    able.sort(key=lambda drafted: drafted.expected)  # those that lose the least by giving up the draft that they have
+    certain = len(made) + sum(drafted.expected for drafted in made) - np.cumsum([0.0, *(drafted.expected for drafted in able)])
+    there = sum(len(drafted.drafts) for drafted in made) - np.cumsum([0, *(len(drafted.drafts) for drafted in able)])
+    most = max(drafted.ask.limit for drafted in able)
+    typical = one.acceptance.estimate()
+    count, _, rate = best_steps([1.0] * len(able), most, typical, certain.tolist(), there.tolist(), one.costs.estimate, verify)
+    return _Choice(one, able[:count], rate)
+
+
+def _draft_on(choice: _Choice, made: list[_Drafted], verify: Verify) -> float:
+    """An engine's drafts, step by step while the next one is expected to pay; the seconds that they took."""
+    one, active, spent, steps = choice.engine, choice.active, 0.0, 0
+    for drafted in active:
+        drafted.cut(0)
+    while active:
+        spent += _step(one, active)
+        steps += 1
+        active = sorted((drafted for drafted in active if drafted.room > 0), key=lambda drafted: -drafted.survival)
+        if active and steps >= choice.forced:
+            certain = len(made) + sum(drafted.expected for drafted in made)
+            there = sum(len(drafted.drafts) for drafted in made)
+            count, _, _ = best_steps(
+                [drafted.survival for drafted in active],
+                max(drafted.room for drafted in active),
+                one.acceptance.estimate(),
+                [certain] * (len(active) + 1),
+                [there] * (len(active) + 1),
+                one.costs.estimate,
+                verify,
+                spent,
+            )
+            active = active[:count]
+    return spent
+
+
+def _step(one: Experience, active: Many[_Drafted]) -> float:
+    """One of an engine's rounds for some sequences, whose texts grow by it; the seconds that it took."""
+    begin = time.perf_counter()
+    given = one.proposer.propose([Ask(drafted.ask.sequence, drafted.room) for drafted in active])
+    seconds = time.perf_counter() - begin
+    one.costs.observe(len(active), sum(map(len, given)), seconds)
+    for drafted, drafts in zip(active, given, strict=True):
+        one.watch(drafted.ask.sequence, drafts)
+        drafted.give(one, drafted.drafts + drafts)
+        drafted.ask.sequence.tokens.extend(draft.token for draft in drafts)
+    return seconds
+
+
+def _propose(one: Experience, missing: Many[_Drafted]) -> None:
+    """The drafts of what is weightless, for sequences that have none."""
+    for drafted, drafts in zip(missing, one.proposer.propose([drafted.ask for drafted in missing]), strict=True):
+        one.watch(drafted.ask.sequence, drafts)
+        if drafts:
+            drafted.give(one, drafts)
+
+
+def _cut(made: Many[_Drafted], verify: Verify, spent: float = 0.0) -> float:
+    """Leave what pays of all drafts; the tokens a second that this makes."""
+    lengths, rate = best_cut([drafted.survivals for drafted in made], len(made), verify, spent)
+    for drafted, length in zip(made, lengths, strict=True):
+        drafted.cut(length)
+    return rate

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from quasar.engines.errors import UsageError
+from quasar.runtime.chain.cached import CachedTokens
 from quasar.runtime.chain.verifier import Verifier
 from quasar.runtime.proposers.prompt_lookup import PromptLookup
 from quasar.runtime.proposers.proposer import Proposer
 from quasar.runtime.proposers.suffix import Suffix, SuffixPool
-from quasar.runtime.slot import Slot
 
 WEIGHTLESS: Mapping[str, Callable[[], Proposer]] = {
     "prompt-lookup": PromptLookup,
@@ -48,7 +48,7 @@ class ChainSpec:
         return (*(name for name in self.proposers if name not in WEIGHTLESS), *self.verifiers)
 
     @property
-    def law(self) -> str:
+    def target(self) -> str:
         """The engine whose distribution the output follows."""
         return self.verifiers[-1]
 
@@ -80,17 +80,17 @@ def parse_chain(text: str, default: str | None = None) -> ChainSpec:
     return ChainSpec(tuple(proposers), tuple(stage[0] for stage in verifiers))
 
 
-def build_chain(spec: ChainSpec, slots: Mapping[str, Slot], draft_lengths: Sequence[int | None]) -> Verifier:
+def build_chain(spec: ChainSpec, cached: Mapping[str, CachedTokens], draft_lengths: Sequence[int | None]) -> Verifier:
     """The parts of a chain, put together.
 
     Args:
-        slots: of its engines, by name.
+        cached: of its engines, by name.
         draft_lengths: tokens proposed a round to each verifier; None for as many as pay.
     """
     proposers: list[Proposer] = [
-        WEIGHTLESS[name]() if name in WEIGHTLESS else Verifier(slots[name], [], None) for name in spec.proposers
+        WEIGHTLESS[name]() if name in WEIGHTLESS else Verifier(cached[name], [], None) for name in spec.proposers
     ]
     for name, draft_length in zip(spec.verifiers, draft_lengths, strict=True):
-        verifier = Verifier(slots[name], proposers, draft_length)
+        verifier = Verifier(cached[name], proposers, draft_length)
         proposers = [verifier]
     return verifier

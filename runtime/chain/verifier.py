@@ -1,4 +1,4 @@
-"""The round: an engine checks what was proposed to it, and keeps a prefix."""
+"""The round: an engine checks what was proposed to it, and keeps a prefix of each sequence's draft."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from bisect import bisect
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from quasar.engines.engine import Scores
+from quasar.engines.engine import Float32, Scores
 from quasar.runtime.chain.acceptance import Probabilities, accept_matching, accept_rejection
-from quasar.runtime.chain.drafting import Drafter
-from quasar.runtime.chain.pacing import StepCosts
-from quasar.runtime.proposers.proposer import Draft, Proposer
-from quasar.runtime.sequence import Sequence
-from quasar.runtime.slot import Slot
-from quasar.runtime.statistics import LevelStatistics
+from quasar.runtime.chain.cached import CachedTokens, Wanted
+from quasar.runtime.chain.drafting import Drafting
+from quasar.runtime.chain.estimates import PassCosts
+from quasar.runtime.proposers.proposer import Ask, Draft, Proposer
+from quasar.runtime.sequence import Sequence, Turn
 
 # a pass that catches up with more tokens than this is a prefill, and says nothing of verification
 LONGEST_PENDING = 32
@@ -28,131 +26,145 @@ CONFIDENCES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 
 @dataclass(frozen=True)
 class Round:
-    """What one pass gave.
+    """What one pass gave a sequence.
 
     Attributes:
-        tokens: those that follow the sequence: what was accepted of the draft, and one more.
-        scores: what each of them was chosen from, row by row of slot 0; valid until the engine's next pass.
+        tokens: those that follow the sequence: what was accepted of the draft, and one more. None where a prompt was read
+            and goes on.
+        scores: what each of them was chosen from, row by row of `feed`; valid until the engine's next pass.
         distributions: p of each, where the acceptance rule needs it.
     """
 
     tokens: list[int]
     scores: Scores
+    feed: int
     distributions: list[Probabilities] | None = None
+
+    def logits(self, row: int) -> Float32:
+        """float32 [V] that a token was chosen from."""
+        logits: Float32 = self.scores.logits(self.feed)[row]
+        return logits
 
 
 class Verifier:
     """An engine, and what proposes to it. It is itself a proposer: what it accepts, it proposes to the next.
 
     Args:
-        slot: of the engine, whose choices the tokens are, whatever is proposed.
-        proposers: the first that proposes anything is followed; none for plain decoding.
+        cached: of the engine, whose choices the tokens are, whatever is proposed.
+        proposers: none for plain decoding.
         draft_length: tokens proposed a round; None for as many as pay.
     """
 
     weightless = False
 
-    def __init__(self, slot: Slot, proposers: Many[Proposer], draft_length: int | None) -> None:
-        self.slot = slot
-        self.name = slot.engine.spec.name
-        self._costs = StepCosts()
-        self._drafters = [Drafter(proposer, self._costs, draft_length) for proposer in proposers]
-        self.statistics = LevelStatistics(self.name)
+    def __init__(self, cached: CachedTokens, proposers: Many[Proposer], draft_length: int | None) -> None:
+        self.cached = cached
+        self.name = cached.engine.spec.name
+        self._costs = PassCosts()
+        inner = [proposer for proposer in proposers if isinstance(proposer, Verifier)]
+        below = [further for level in inner for further in level.below]
+        self.below: list[Proposer] = [*proposers, *below]
+        self._drafting = Drafting(proposers, below, self._costs, draft_length)
 
     def levels(self) -> list[Verifier]:
         """The verifiers of the chain, this one last."""
-        inner = [drafter.proposer for drafter in self._drafters]
-        return [level for proposer in inner if isinstance(proposer, Verifier) for level in proposer.levels()] + [self]
+        inner = [proposer for proposer in self._drafting.proposers if isinstance(proposer, Verifier)]
+        return [level for proposer in inner for level in proposer.levels()] + [self]
 
-    def prefill(self, sequence: Sequence, reuse: bool) -> tuple[Round, int]:
-        """Read the prompt: (the first new token, prompt tokens that were in the cache already).
-
-        Args:
-            reuse: keep what the caches share with the prompt.
-        """
+    def join(self, sequence: Sequence) -> None:
+        """See `Proposer.join`: what the slot holds of the prompt is kept."""
         # the last token is fed in any case: its logits are wanted
-        shared = self._begin(sequence, reuse, sequence.tokens[:-1])
-        return self._judge(sequence, [], self.slot.score(sequence.tokens, 1))[0], shared
+        self.cached.truncate(sequence.slot, self.cached.shared(sequence.slot, sequence.tokens[:-1]))
+        sequence.level(self.name)
+        self._drafting.join(sequence)
 
-    def begin(self, sequence: Sequence, reuse: bool) -> None:
-        """See `Proposer.begin`."""
-        shared = self._begin(sequence, reuse, sequence.tokens)
-        if not self.slot.follows and shared < len(sequence.tokens):
-            self.slot.score(sequence.tokens, 1)
+    def read(self, turns: Many[Turn]) -> None:
+        """Read prompts along, so that drafts can begin behind them."""
+        self._read_below(turns)
+        if not self.cached.follows:
+            missing = [turn for turn in turns if turn.upto and turn.upto > self.cached.filled(turn.sequence.slot)]
+            if missing:
+                self.cached.score([_wanted(turn, [], 0) for turn in missing])
 
-    def _begin(self, sequence: Sequence, reuse: bool, prompt: list[int]) -> int:
-        self.statistics = LevelStatistics(self.name)
-        for drafter in self._drafters:
-            drafter.begin(sequence, reuse)
-        return self.slot.keep(prompt if reuse else [])
-
-    def round(self, sequence: Sequence, limit: int) -> Round:
-        """One verification pass: between 1 and `limit` tokens."""
-        length = len(sequence.tokens)
-        spec, pending = self.slot.engine.spec, self.slot.pending(length)
-        # the following token is not fed, so the cache may be full of the draft
-        draft = self._draft(sequence, min(limit - 1, spec.max_length - length, spec.max_rows - pending), pending)
+    def round(self, turns: Many[Turn]) -> list[Round]:
+        """One verification pass: between 1 and `limit` tokens for each sequence that is not in its prompt."""
+        reading = [turn for turn in turns if turn.upto is not None]
+        going = [turn for turn in turns if turn.upto is None]
+        self._read_below(reading)
+        pending = sum(self._pending(turn) for turn in going)
+        drafts = iter(self._drafting.draft([Ask(turn.sequence, self._room(turn)) for turn in going], pending) if going else ())
         begin = time.perf_counter()
-        tokens = [drafted.token for drafted in draft]
-        scores = self.slot.score(sequence.tokens + tokens, len(draft) + 1)
-        result, accepted = self._judge(sequence, draft, scores)
+        parts = [(turn, next(drafts) if turn.upto is None else []) for turn in turns]
+        wanted = [_wanted(turn, [draft.token for draft in drafted], self._rows(turn, drafted)) for turn, drafted in parts]
+        rows = sum(one.end - self.cached.filled(one.slot) for one in wanted)
+        scores = self.cached.score(wanted)
+        rounds = []
+        for feed, ((turn, drafted), one) in enumerate(zip(parts, wanted, strict=True)):
+            done, accepted = self._judge(turn.sequence, drafted, scores, feed) if one.rows else (Round([], scores, feed), 0)
+            rounds.append(done)
+            self.settle(turn.sequence, one.upto + accepted)
         seconds = time.perf_counter() - begin
-        if pending <= LONGEST_PENDING:
-            self._costs.observe(pending + len(draft), seconds)
-        self.statistics.count_round(len(draft), accepted, pending + len(draft), seconds)
-        self.rewind(length + accepted)
-        return result
+        if not reading and pending <= LONGEST_PENDING * len(going):
+            self._costs.observe(len(going), rows, seconds)
+        for (turn, drafted), done in zip(parts, rounds, strict=True):
+            if turn.upto is None:
+                turn.sequence.level(self.name).count_round(len(drafted), len(done.tokens) - 1, rows, seconds)
+        return rounds
 
-    def propose(self, sequence: Sequence, limit: int) -> Iterator[Draft]:
+    def propose(self, asks: Many[Ask]) -> list[list[Draft]]:
         """See `Proposer.propose`."""
-        made = 0
-        while made < limit:
-            done = self.round(sequence, limit - made)
-            drafts = [
-                Draft(token, self._grade(sequence, done, i), done.distributions[i] if done.distributions else None)
-                for i, token in enumerate(done.tokens)
-            ]
-            sequence.tokens.extend(done.tokens)
-            made += len(drafts)
-            yield from drafts
+        rounds = self.round([Turn(ask.sequence, ask.limit) for ask in asks])
+        return [self._drafts(ask.sequence, done) for ask, done in zip(asks, rounds, strict=True)]
 
-    def rewind(self, length: int) -> None:
-        """See `Proposer.rewind`."""
-        self.slot.truncate(length)
-        for drafter in self._drafters:
-            drafter.rewind(length)
+    def settle(self, sequence: Sequence, length: int) -> None:
+        """See `Proposer.settle`."""
+        self.cached.truncate(sequence.slot, length)
+        self._drafting.settle(sequence, length)
 
-    def end(self, sequence: Sequence) -> None:
-        """See `Proposer.end`."""
-        for drafter in self._drafters:
-            drafter.proposer.end(sequence)
+    def leave(self, sequence: Sequence) -> None:
+        """See `Proposer.leave`. What the slot holds stays, for a prompt that begins alike."""
+        self._drafting.leave(sequence)
 
     def forget(self) -> None:
         """See `Proposer.forget`."""
-        for drafter in self._drafters:
-            drafter.proposer.forget()
+        self._drafting.forget()
 
-    def _draft(self, sequence: Sequence, room: int, pending: int) -> list[Draft]:
-        if room <= 0:
-            return []
+    def _read_below(self, turns: Many[Turn]) -> None:
+        for level in dict.fromkeys(reader for turn in turns for reader in self._drafting.readers(turn.sequence)):
+            if isinstance(level, Verifier):
+                level.read([turn for turn in turns if level in self._drafting.readers(turn.sequence)])
 
-        def rate_after(place: int) -> float:
-            return max((drafter.rate(room, pending) for drafter in self._drafters[place + 1 :]), default=0.0)
+    def _pending(self, turn: Turn) -> int:
+        return len(turn.sequence.tokens) - self.cached.filled(turn.sequence.slot)
 
-        for place, drafter in enumerate(self._drafters):
-            if draft := drafter.draft(sequence, room, pending, partial(rate_after, place)):
-                return draft
-        return []
+    def _room(self, turn: Turn) -> int:
+        """Tokens that a draft may have: the following token is not fed, so the cache may be full of it."""
+        spec = self.cached.engine.spec
+        room = min(turn.limit - 1, spec.max_length - len(turn.sequence.tokens), spec.max_rows - self._pending(turn))
+        return max(room, 0)
 
-    def _grade(self, sequence: Sequence, done: Round, row: int) -> int:
+    @staticmethod
+    def _rows(turn: Turn, drafted: list[Draft]) -> int:
+        """Rows whose scores are wanted; none within a prompt."""
+        return 0 if turn.upto is not None and turn.upto < len(turn.sequence.tokens) else len(drafted) + 1
+
+    def _drafts(self, sequence: Sequence, done: Round) -> list[Draft]:
+        return [
+            Draft(token, self._grade(sequence, done, i), done.distributions[i] if done.distributions else None)
+            for i, token in enumerate(done.tokens)
+        ]
+
+    @staticmethod
+    def _grade(sequence: Sequence, done: Round, row: int) -> int:
         """Grade of a round's token by its probability."""
-        probability = done.scores.confidence(0, row)
+        probability = done.scores.confidence(done.feed, row)
         if not sequence.sampler.takes_best:
-            logits = done.scores.logits()[0, row]
+            logits = done.logits(row)
             probability *= float(np.exp(logits[done.tokens[row]] - logits.max()))
         return bisect(CONFIDENCES, probability)
 
-    def _judge(self, sequence: Sequence, draft: list[Draft], scores: Scores) -> tuple[Round, int]:
+    @staticmethod
+    def _judge(sequence: Sequence, draft: list[Draft], scores: Scores, feed: int) -> tuple[Round, int]:
         """(the round, draft tokens accepted)"""
         sampler, tokens = sequence.sampler, [drafted.token for drafted in draft]
         context = sequence.tokens + tokens
@@ -163,15 +175,20 @@ class Verifier:
 
         def distributions() -> Iterator[Probabilities]:
             for i in rows:
-                kept.append(sampler.distribution(scores.logits()[0, i], context[: length + i]))
+                kept.append(sampler.distribution(scores.logits(feed)[i], context[: length + i]))
                 yield kept[-1]
 
         if sampler.rejects:
             drafted = [d.distribution for d in draft]
             accepted, following = accept_rejection(distributions(), tokens, drafted, sampler.uniform)
         elif sampler.takes_best:
-            accepted, following = accept_matching((scores.best(0, i) for i in rows), tokens)
+            accepted, following = accept_matching((scores.best(feed, i) for i in rows), tokens)
         else:
-            choices = (sampler.choose(scores.logits()[0, i], context[: length + i]) for i in rows)
+            choices = (sampler.choose(scores.logits(feed)[i], context[: length + i]) for i in rows)
             accepted, following = accept_matching(choices, tokens)
-        return Round([*tokens[:accepted], following], scores, kept or None), accepted
+        return Round([*tokens[:accepted], following], scores, feed, kept or None), accepted
+
+
+def _wanted(turn: Turn, draft: list[int], rows: int) -> Wanted:
+    sequence = turn.sequence
+    return Wanted(sequence.slot, sequence.tokens, len(sequence.tokens) if turn.upto is None else turn.upto, draft, rows)

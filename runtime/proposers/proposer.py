@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,8 +26,16 @@ class Draft:
     distribution: Probabilities | None = None
 
 
+@dataclass(frozen=True)
+class Ask:
+    """A sequence for which tokens are wanted, at most `limit` of them."""
+
+    sequence: Sequence
+    limit: int
+
+
 class Proposer(Protocol):
-    """Guesses how a sequence goes on.
+    """Guesses how sequences go on. What it knows of each of them, it keeps from `join` to `leave`.
 
     Attributes:
         name: as it stands in chains.
@@ -36,25 +45,26 @@ class Proposer(Protocol):
     name: str
     weightless: bool
 
-    def begin(self, sequence: Sequence, reuse: bool) -> None:
-        """Another sequence begins, with this prompt; `reuse` keeps what a cache shares with it."""
+    def join(self, sequence: Sequence) -> None:
+        """A sequence begins, with its prompt."""
         ...
 
-    def propose(self, sequence: Sequence, limit: int) -> Iterator[Draft]:
-        """At most `limit` tokens that may follow, each made only when it is asked for.
+    def propose(self, asks: Many[Ask]) -> list[list[Draft]]:
+        """Tokens that may follow each sequence; the sequences stay as they are.
 
-        `sequence.tokens` may be longer afterwards by what was proposed; the caller cuts it.
+        An engine gives the tokens of one of its rounds, at least one for each sequence: who wants more appends them and asks
+        again.
         """
         ...
 
-    def rewind(self, length: int) -> None:
+    def settle(self, sequence: Sequence, length: int) -> None:
         """Of the sequence, only the first `length` tokens were kept; forget what was seen beyond them."""
         ...
 
-    def end(self, sequence: Sequence) -> None:
+    def leave(self, sequence: Sequence) -> None:
         """The sequence is complete."""
         ...
 
     def forget(self) -> None:
-        """Forget what was kept of sequences that ended."""
+        """Forget what was kept of sequences that left."""
         ...

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Many
 from itertools import islice
 
-from quasar.runtime.proposers.proposer import Draft
+from quasar.runtime.proposers.proposer import Ask, Draft
 from quasar.runtime.proposers.suffix_tree import MAX_DEPTH, Match, SuffixTree
 from quasar.runtime.sequence import Sequence
 
@@ -45,6 +46,48 @@ class SuffixPool:
             self._tokens -= len(oldest)
 
 
+class _Text:
+    """One sequence's own repetitions, and where its suffixes occur in the pool."""
+
+    def __init__(self, pool: SuffixPool | None) -> None:
+        self._pool = pool
+        self._tree = SuffixTree()
+        # per token of the text: its suffixes that occur in the pool, longest first
+        self._pooled: list[list[Match]] = []
+
+    def read(self, tokens: list[int]) -> None:
+        """Take in what was added to the text."""
+        for token in tokens[len(self._tree.text) :]:
+            self._tree.append(token)
+            self._follow(token)
+
+    def _follow(self, token: int) -> None:
+        if self._pool is None:
+            return
+        earlier = self._pooled[-1] if self._pooled else []
+        followed = [longer for match in earlier if (longer := match.follow(token)) is not None]
+        single = self._pool.tree.root_match(token)
+        self._pooled.append(followed if single is None else [*followed, single])
+
+    def matches(self) -> Iterator[Iterable[Match]]:
+        """Suffixes of the text that occur elsewhere, longest first: in the text, then in the pool."""
+        yield self._tree.matches()
+        yield self._pooled[-1] if self._pooled else ()
+
+    def rewind(self, length: int) -> None:
+        """Forget the text from position `length` on."""
+        self._tree.rewind(length)
+        del self._pooled[length:]
+
+    def search_again(self) -> None:
+        """Find the suffixes in the pool, whose tree has changed under them; those of the end are enough."""
+        text = self._tree.text
+        first = max(len(text) - MAX_DEPTH, 0)
+        self._pooled = [[] for _ in range(first)]
+        for token in text[first:]:
+            self._follow(token)
+
+
 class Suffix:
     """Proposes what the text's own repetitions suggest, and with a pool those of earlier outputs.
 
@@ -54,29 +97,30 @@ class Suffix:
     the length of the string that it follows and its path probability.
 
     Args:
-        pool: earlier outputs; every sequence that ends is added. None for the text alone.
+        pool: earlier outputs; every sequence that leaves is added. None for the text alone.
     """
 
     weightless = True
 
     def __init__(self, pool: SuffixPool | None = None) -> None:
         self.name = "suffix" if pool is None else "suffix-pool"
-        self._tree = SuffixTree()
         self._pool = pool
-        # per token of the text: its suffixes that occur in the pool, longest first
-        self._pooled: list[list[Match]] = []
+        self._texts: dict[Sequence, _Text] = {}
 
-    def begin(self, sequence: Sequence, reuse: bool) -> None:
-        """See `Proposer.begin`."""
-        self._tree, self._pooled = SuffixTree(), []
-        self._read(sequence.tokens)
+    def join(self, sequence: Sequence) -> None:
+        """See `Proposer.join`."""
+        self._texts[sequence] = _Text(self._pool)
 
-    def propose(self, sequence: Sequence, limit: int) -> Iterator[Draft]:
-        """At most `limit` tokens; none where nothing matches."""
-        self._read(sequence.tokens)
+    def propose(self, asks: Many[Ask]) -> list[list[Draft]]:
+        """See `Proposer.propose`; none where nothing matches."""
+        return [self._propose(ask.sequence, ask.limit) for ask in asks]
+
+    def _propose(self, sequence: Sequence, limit: int) -> list[Draft]:
+        text = self._texts[sequence]
+        text.read(sequence.tokens)
         best: list[tuple[int, float]] = []
         best_score, best_length = 0.0, 0
-        for source in (self._tree.matches(), self._pooled[-1] if self._pooled else ()):
+        for source in text.matches():
             for match in source:
                 budget = min(limit, int(LENGTH_FACTOR * match.length + LENGTH_OFFSET))
                 if budget < best_score or (budget == best_score and match.length <= best_length):
@@ -85,35 +129,31 @@ class Suffix:
                 score = sum(probability for _, probability in path)
                 if score > best_score or (score == best_score and match.length > best_length):
                     best, best_score, best_length = path, score, match.length
-        return (
+        return [
             Draft(token, (min(best_length + i, LONGEST_GRADE), round(4 * probability)))
             for i, (token, probability) in enumerate(best)
-        )
+        ]
 
-    def rewind(self, length: int) -> None:
-        """See `Proposer.rewind`."""
-        self._tree.rewind(length)
-        del self._pooled[length:]
+    def settle(self, sequence: Sequence, length: int) -> None:
+        """See `Proposer.settle`."""
+        self._texts[sequence].rewind(length)
 
-    def end(self, sequence: Sequence) -> None:
+    def leave(self, sequence: Sequence) -> None:
         """Add the output to the pool."""
-        if self._pool is not None:
-            self._pool.add(sequence.new_tokens)
+        if self._texts.pop(sequence, None) is None or self._pool is None:
+            return
+        self._pool.add(sequence.new_tokens)
+        self._search_again()
 
     def forget(self) -> None:
         """Empty the pool."""
         if self._pool is not None:
             self._pool.clear()
+            self._search_again()
 
-    def _read(self, tokens: list[int]) -> None:
-        """Take in what was added to the text."""
-        for token in tokens[len(self._tree.text) :]:
-            self._tree.append(token)
-            if self._pool is not None:
-                earlier = self._pooled[-1] if self._pooled else []
-                followed = [longer for match in earlier if (longer := match.follow(token)) is not None]
-                single = self._pool.tree.root_match(token)
-                self._pooled.append(followed if single is None else [*followed, single])
+    def _search_again(self) -> None:
+        for text in self._texts.values():
+            text.search_again()
 
 
 def _likely(match: Match) -> Iterator[tuple[int, float]]:

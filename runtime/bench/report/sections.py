@@ -47,7 +47,7 @@ def _speed_table(results: Mapping[str, Any], chains: list[Mapping[str, Any]], ke
     heads = [Head("Chain"), Head("vs float", "exact to"), Head("Tokens/s", what)]
     heads += [Head(title, _over(results, ratio)) for ratio, title in _RATIO_HEADS.items()]
     lines = [
-        [_chain(chain), Cell(values.loss(chain), code(at(chain, "law")), values.loss(chain)), _spread(at(chain, key))]
+        [_chain(chain), Cell(values.loss(chain), code(at(chain, "target")), values.loss(chain)), _spread(at(chain, key))]
         + [_ratio(results, chain, ratio, key) for ratio in _RATIO_HEADS]
         for chain in chains
     ]

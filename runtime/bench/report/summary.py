@@ -87,10 +87,10 @@ def _comparisons(results: Mapping[str, Any], best: Mapping[str, Any]) -> Markup:
 
 
 def _faithfulness(best: Mapping[str, Any]) -> Markup:
-    law, lossy = at(best, "law"), at(best, "lossy")
-    if law is None:
+    target, lossy = at(best, "target"), at(best, "lossy")
+    if target is None:
         return Markup("Which engine's distribution its output follows is not known.")
-    said = Markup("Its output follows the distribution of {} exactly").format(code(law))
+    said = Markup("Its output follows the distribution of {} exactly").format(code(target))
     if lossy is False:
         return said + ", and loses nothing against float."
     if lossy is not True:

@@ -54,7 +54,7 @@ def _rows(chain: Mapping[str, Any]) -> list[list[str]]:
     agreement = at(chain, "agreement")
     cells = [
         first,
-        name(at(chain, "law")),
+        name(at(chain, "target")),
         values.loss(chain),
         decode,
         span.replace(" to ", "..") or values.UNKNOWN,

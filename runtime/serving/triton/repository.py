@@ -85,8 +85,8 @@ def write_model(root: Path, options: TritonOptions) -> tuple[Path, Bundle]:
     if options.share_weights and _on_gpu(bundle, options.settings):
         raise UsageError("--share-weights is for ONNX Runtime on a CPU; leave it out")
     defaults = default_params(bundle, options.settings.generation_config)
-    law = bundle.engine(chain.law)
-    warm_up = _warm_up_tensors(Tokenizer(bundle.tokenizer_folder(), law.vocab_size), law.max_length)
+    target = bundle.engine(chain.target)
+    warm_up = _warm_up_tensors(Tokenizer(bundle.tokenizer_folder(), target.vocab_size), target.max_length)
     text = _format(model_config(bundle, options, sequences, warm_up))
     with atomic_directory(output) as partial:
         (partial / MARK).write_text("quasar-triton replaces this directory\n", encoding="utf-8")
