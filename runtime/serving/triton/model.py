@@ -23,11 +23,8 @@ from quasar.runtime.serving.triton.request import TritonOrder, read_request
 from quasar.runtime.serving.worker import Worker
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-CODES = {
-    "usage": pb_utils.TritonError.INVALID_ARG,
-    "unavailable": pb_utils.TritonError.UNAVAILABLE,
-    "internal": pb_utils.TritonError.INTERNAL,
-}
+# by name: the server fills its module after this one is imported
+CODES: dict[Failure, str] = {"usage": "INVALID_ARG", "unavailable": "UNAVAILABLE", "internal": "INTERNAL"}
 
 
 class TritonPythonModel:
@@ -114,7 +111,7 @@ class _Client:
 
     def fail(self, message: str, failure: Failure) -> None:
         """See `Client.fail`."""
-        error = pb_utils.TritonError(message, CODES[failure])
+        error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, CODES[failure]))
         self._sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
 
     def leave(self) -> None:
