@@ -96,7 +96,10 @@ class Drafting:
 
     def readers(self, sequence: Sequence) -> list[Proposer]:
         """The verifier's own engines that read a prompt along, to draft behind it."""
-        return [one.proposer for one in self._own if one in self._engines and (self._fixed or one.follows(sequence))]
+        if self._fixed == 0:
+            return []
+        own = [one for one in self._own if one in self._engines]
+        return [one.proposer for one in own if self._fixed is not None or one.follows(sequence)]
 
     def settle(self, sequence: Sequence, length: int) -> None:
         """See `Proposer.settle`."""
