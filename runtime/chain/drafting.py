@@ -23,7 +23,7 @@ PROBE_LENGTH = 3
 WORTHWHILE = 1.03
 
 
-@dataclass
+@dataclass(eq=False)
 class _Drafted:
     """What one sequence has: a draft, and where it comes from.
 
