@@ -10,12 +10,10 @@ from demo_plans import DemoPlans
 
 from quasar.engines.bundle.bundle import Bundle, open_bundle
 from quasar.engines.engine import Engine
-from quasar.runtime import Model, SamplingParams
+from quasar.runtime import Model, ModelOptions, SamplingParams
+from quasar.runtime.chain.cached import CachedTokens
 from quasar.runtime.chain.spec import ChainSpec, parse_chain
 from quasar.runtime.engines import EnginePool
-from quasar.runtime.model import draft_lengths
-from quasar.runtime.slot import Slot
-from quasar.runtime.tokenizer import Tokenizer
 
 QUESTION = [{"role": "user", "content": "A baker has 24 rolls and sells 9 of them. How many rolls are left?"}]
 GREEDY = SamplingParams(max_new_tokens=48, ignore_eos=True)
@@ -26,12 +24,10 @@ def make(demo_plans: DemoPlans, demo_bundle: Path) -> Any:
     """A model whose engines are plans, or ONNX Runtime on the same graphs."""
     bundle = open_bundle(demo_bundle)
 
-    def model(chain: str, plans: bool, length: int | None = None) -> Model:
-        spec = parse_chain(chain)
+    def model(chain: str, plans: bool, length: int | None = None, sequences: int = 1) -> Model:
         load = demo_plans.plan if plans else demo_plans.onnxruntime
-        pool = _Pool(bundle, {name: load(name) for name in spec.engines})
-        tokenizer = Tokenizer(bundle.tokenizer_folder(), bundle.engine("float").vocab_size)
-        return Model(pool, tokenizer, spec, draft_lengths(spec, length), "matching")
+        engines = {name: load(name) for name in parse_chain(chain).engines}
+        return Model(_Pool(bundle, engines), ModelOptions(chain, draft_length=length, sequences=sequences))
 
     return model
 
@@ -40,11 +36,11 @@ class _Pool(EnginePool):
     """Engines that were loaded elsewhere."""
 
     def __init__(self, bundle: Bundle, engines: dict[str, Any]) -> None:
-        super().__init__(bundle)
+        super().__init__(bundle, ModelOptions())
         self._engines: dict[str, Engine] = engines
 
-    def slots(self, chain: ChainSpec) -> dict[str, Slot]:
-        return {name: Slot(self._engines[name]) for name in chain.engines}
+    def cached(self, chain: ChainSpec) -> dict[str, CachedTokens]:
+        return {name: CachedTokens(self._engines[name]) for name in chain.engines}
 
 
 @pytest.mark.parametrize("chain", ["int8", "prompt-lookup > int8", "int4 > int8", "prompt-lookup > int8 > float"])
@@ -59,3 +55,11 @@ def test_chains_of_plans_say_what_chains_of_onnx_runtime_say(make: Any, chain: s
 def test_a_chain_that_ends_in_float_says_what_float_says(make: Any) -> None:
     with make("prompt-lookup > int8 > float", True) as chain, make("float", True) as alone:
         assert chain.generate(QUESTION, GREEDY).ids == alone.generate(QUESTION, GREEDY).ids
+
+
+@pytest.mark.parametrize("chain", ["float", "prompt-lookup > int8 > float"])
+def test_sequences_that_share_passes_say_what_they_say_alone(make: Any, chain: str) -> None:
+    prompts = [QUESTION, "Tom buys 3 boxes of 8 pens.", "The", "Anna has 12 red balls and 4 blue balls."]
+    with make("float", True) as alone, make(chain, True, None, 4) as model:
+        expected = [alone.generate(prompt, GREEDY).ids for prompt in prompts]
+        assert [one.ids for one in model.generate(prompts, GREEDY)] == expected
