@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from quasar.engines.bundle.bundle import open_bundle
+from quasar.engines.engine import Feed
 from quasar.engines.errors import BundleError, UsageError
 from quasar.engines.onnxruntime.prepacked import LISTING, check_prepacked, save_prepacked
 from quasar.runtime import load
@@ -42,14 +43,14 @@ def prepacked(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_logits_are_the_same_to_the_last_bit(demo_bundle: Path, prepacked: Path) -> None:
-    tokens, start, rows = np.arange(7, 47)[None], np.array([0]), np.array([[0, 20, 39]])
+    prompt = Feed(0, 0, np.arange(7, 47), np.array([0, 20, 39]))
+    following = Feed(0, 40, np.array([9]), np.array([0]))
     with load(demo_bundle, CHAIN) as plain, load(demo_bundle, CHAIN, prepacked=prepacked) as shared:
         assert set(plain.engines) == {"float", "int8", "int4"}
         for name, engine in plain.engines.items():
-            expected = engine.forward(tokens, start, rows).copy()
-            assert np.array_equal(shared.engines[name].forward(tokens, start, rows), expected)
-            one = engine.forward(np.array([[9]]), np.array([40]), np.array([[0]])).copy()
-            assert np.array_equal(shared.engines[name].forward(np.array([[9]]), np.array([40]), np.array([[0]])), one)
+            for feed in (prompt, following):
+                expected = engine.score([feed]).logits(0).copy()
+                assert np.array_equal(shared.engines[name].score([feed]).logits(0), expected)
 
 
 def test_the_weights_are_no_memory_of_the_process(demo_bundle: Path, prepacked: Path) -> None:
