@@ -274,6 +274,10 @@ def test_a_broken_row_is_named_by_its_line(
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--chains", "prompt-lookup > int8", "--draft-length", "1,2"], "draft_length has 2"),
         (["--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["--concurrency", "1,99"], "exported for 8 sequences; ask for at most 8, or export with --max-sequences 99"),
+        (["--concurrency", "2,2"], "--concurrency 2,2: give different numbers"),
+        (["--concurrency", "0"], "--concurrency 0: give different numbers"),
+        (["--concurrency", "many"], "--concurrency many: give different numbers"),
     ],
 )
 def test_wrong_usage_is_one_line(
