@@ -79,7 +79,11 @@ def parser() -> argparse.ArgumentParser:
         help="precision of lm_head in quantized engines; int4 is for those with 4-bit weights (default: int8)",
     )  # fmt: skip
     p.add_argument("--max-length", type=int, metavar="N", help="positions of the KV cache (default: 4096, or the model's)")
-    p.add_argument("--max-batch", type=int, default=1, metavar="N", help="slots in one pass (default: 1)")
+    p.add_argument(
+        *("--max-sequences",), type=int, metavar="N",
+        help="sequences that have a place at the same time (default: 8; with --provider cuda: 1)",
+    )  # fmt: skip
+    p.add_argument("--max-batch", dest="max_sequences", type=int, help=argparse.SUPPRESS)  # its name in 0.1
     p.add_argument(
         *("--backend",), choices=BACKENDS, default=ONNXRUNTIME,
         help="what is to run the engines; with a TensorRT, plans are built beside the graphs for ONNX Runtime",
@@ -152,7 +156,7 @@ def _options(args: argparse.Namespace) -> ExportOptions:
         budget=Budget(args.int16_budget, args.float_budget),
         rotation=args.rotation,
         max_length=args.max_length,
-        max_batch=args.max_batch,
+        max_sequences=args.max_sequences,
         lm_head=args.lm_head,
         revision=args.revision,
         force=args.force,

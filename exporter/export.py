@@ -103,7 +103,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             blueprints = list(_blueprints(options, checkpoint, own, pruning, drafts, other))
             if options.provider == "cuda":
                 blueprints = [for_cuda(blueprint) for blueprint in blueprints]
-            entries, graphs = write_engines(root, blueprints, max_length, options.max_batch, options.build is not None, progress)
+            entries, graphs = write_engines(root, blueprints, max_length, options.slots, options.build is not None, progress)
         unrun: Mapping[str, str] = {}
         with kept_on_failure(root, options.output, graphs, options.build):
             reference = Reference.measure(checkpoint, prompts.gate, max_length, progress)
@@ -184,7 +184,9 @@ def _blueprints(
             continue
         assert own is not None  # whatever is not float is quantized
         if name == "int4":
-            yield int4_engine(checkpoint, own, head)
+            int4 = int4_engine(checkpoint, own, head)
+            # the same weights, so one engine of them runs as either (QSpec)
+            yield dataclasses.replace(int4, owner="int4-a16") if "int4-a16" in options.engines else int4
         elif name == "int4-a16":
             yield switched_int4_engine(checkpoint, own, head)
         else:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from quasar.engines.engine import Engine
+from quasar.engines.engine import Engine, Feed
 from quasar.engines.errors import GateError
 
 
@@ -95,7 +95,8 @@ def _logits(engine: Engine, ids: Sequence[int]) -> Iterator[tuple[int, torch.Ten
     """(position of the first row, logits of some rows), the whole sequence in order."""
     for begin in range(0, len(ids), engine.spec.max_rows):
         chunk = ids[begin : begin + engine.spec.max_rows]
-        logits = torch.from_numpy(engine.forward(np.array([chunk]), np.array([begin]), np.arange(len(chunk))[None])[0])
+        feed = Feed(0, begin, np.array(chunk, np.int64), np.arange(len(chunk)))
+        logits = torch.from_numpy(engine.score([feed]).logits(0))
         for row in range(0, len(chunk), ROWS):
             yield begin + row, logits[row : row + ROWS]
 

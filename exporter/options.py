@@ -7,6 +7,7 @@ from pathlib import Path
 
 from quasar.calibration.schemes import DEFAULT_BUDGET, SEARCHED, Budget, Scheme
 from quasar.calibration.search import COARSE
+from quasar.engines.bundle.manifest import MAX_SLOTS
 from quasar.engines.errors import UsageError
 from quasar.engines.tensorrt.build import BuildOptions, check_precisions
 from quasar.exporter.draft import Draft, ModelDraft
@@ -16,6 +17,8 @@ PROVIDERS = ("cpu", "cuda")
 ROTATIONS = ("auto", "on", "off")
 LM_HEADS = ("int8", "float", "int4")
 SHORTEST_CONTEXT = 8
+MAX_SEQUENCES = {"cpu": 8, "cuda": 1}
+"""Sequences where no number is asked for, by provider. On a GPU, ONNX Runtime's attention takes one at a time."""
 PLAN_PRECISIONS = {"float": "float16", "int8": "w8a8", "int4": "w4a16"}
 """Of the engines that plans are made of."""
 
@@ -34,7 +37,7 @@ class ExportOptions:
         budget: shares of the weights of linears with 16-bit activations, and of linears in float, in the int8 engine.
         rotation: of the residual stream of quantized engines: `auto` where it lowers the damage, `on` or `off`.
         max_length: positions of the KV cache; None for 4096, or less where the model has less.
-        max_batch: slots in one pass; more than one takes the portable form of attention.
+        max_sequences: sequences that have a place at the same time; None for `MAX_SEQUENCES`.
         lm_head: its precision in the quantized engines: `int8`, `float`, or `int4`, which is for those with 4-bit weights.
         force: write the bundle even when the gate fails.
         provider: of ONNX Runtime, that the engines are for: `cpu` or `cuda`.
@@ -53,7 +56,7 @@ class ExportOptions:
     budget: Budget = DEFAULT_BUDGET
     rotation: str = "auto"
     max_length: int | None = None
-    max_batch: int = 1
+    max_sequences: int | None = None
     lm_head: str = "int8"
     revision: str | None = None
     force: bool = False
@@ -65,10 +68,11 @@ class ExportOptions:
         for field, option, least in (
             ("samples", "--num-samples", 2),
             ("sample_length", "--sample-length", 8),
-            ("max_batch", "--max-batch", 1),
         ):
             if getattr(self, field) < least:
                 raise UsageError(f"{field} is {getattr(self, field)}; at least {least} is needed ({option})")
+        if self.max_sequences is not None and not 1 <= self.max_sequences <= MAX_SLOTS:
+            raise UsageError(f"max_sequences is {self.max_sequences}; it must lie in 1..{MAX_SLOTS} (--max-sequences)")
         if self.max_length is not None and self.max_length < SHORTEST_CONTEXT:
             raise UsageError(f"max_length is {self.max_length}; at least {SHORTEST_CONTEXT} is needed (--max-length)")
         for share, option in ((self.budget.two_parts, "--int16-budget"), (self.budget.float, "--float-budget")):
@@ -88,6 +92,11 @@ class ExportOptions:
             self._check_cuda()
         if self.build is not None:
             self._check_build(self.build)
+
+    @property
+    def slots(self) -> int:
+        """Sequences that have a place at the same time."""
+        return MAX_SEQUENCES[self.provider] if self.max_sequences is None else self.max_sequences
 
     def _check_build(self, build: BuildOptions) -> None:
         if "int4-a16" in self.engines:

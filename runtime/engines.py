@@ -98,7 +98,5 @@ class EnginePool:
         return self._cached[key]
 
     def _shares_weights(self, name: str, lead: str) -> bool:
-        """Whether `lead` can be run as `name`."""
-        low, high = self.bundle.engine(name), self.bundle.engine(lead)
-        weights = set(low.files) & set(high.files) - {"embedding.bin"}
-        return (low.precision, high.precision) == ("w4a8", "w4a16") and bool(weights) and low.layers == high.layers
+        """Whether `lead` can be run as `name`: the cache of the one is that of the other."""
+        return self.bundle.engine(name).cache.owner == lead != name

@@ -82,7 +82,8 @@ def load_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> En
     from quasar.engines.tensorrt.plan import plan_of
 
     plan = plan_of(entry)
-    return TensorRtEngine(bundle.path(plan.plan), bundle.path(plan.graph), entry, rebuild_command(bundle, plan.library))
+    again = rebuild_command(bundle, plan.library)
+    return TensorRtEngine(bundle.path(plan.plan), bundle.path(plan.graph), entry, again, slots=options.sequences)
 
 
 def rebuild_command(bundle: Bundle, library: str) -> str:

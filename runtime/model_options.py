@@ -10,6 +10,7 @@ from typing import Any
 
 from quasar.engines.bundle.manifest import BACKENDS, LIBRARIES
 from quasar.engines.errors import UsageError
+from quasar.runtime.chain.spec import ChainSpec
 from quasar.runtime.defaults import GENERATION_CONFIGS, GenerationConfig
 from quasar.runtime.sampler import ACCEPTANCES, Acceptance
 
@@ -81,27 +82,27 @@ class ModelOptions:
             raise UsageError(f"provider {self.provider} is one of ONNX Runtime, not of {self.backend}; give one of the two")
         if self.prepacked is not None and (self.backend in LIBRARIES or self.provider not in (None, "cpu")):
             raise UsageError("prepacked weights are for ONNX Runtime on a CPU; leave them out")
-        self.draft_lengths(0)
-
-    def draft_lengths(self, verifiers: int) -> list[int | None]:
-        """A draft length for every verifier of a chain; None for as many as pay.
-
-        Args:
-            verifiers: how many there are; 0 where that is not known yet.
-
-        Raises:
-            UsageError: a negative one, or not as many as there are verifiers.
-        """
-        several = isinstance(self.draft_length, Iterable)
-        lengths: list[Any] = list(self.draft_length) if several else [self.draft_length] * max(verifiers, 1)  # type: ignore[arg-type]
-        if several and verifiers and len(lengths) != verifiers:
-            raise UsageError(
-                f"draft_length has {len(lengths)} numbers and the chain {verifiers} verifiers; give one, or one each"
-            )
-        for length in lengths:
+        for length in self._lengths():
             if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 0):
                 raise UsageError(f"draft_length is {length!r}; it must be 0 or more, or None for as many as pay")
+
+    def draft_lengths(self, chain: ChainSpec) -> list[int | None]:
+        """A draft length for every verifier of the chain; None for as many as pay.
+
+        Raises:
+            UsageError: not as many as there are verifiers.
+        """
+        count, lengths = len(chain.verifiers), self._lengths()
+        if not isinstance(self.draft_length, Iterable):
+            return lengths * count
+        if len(lengths) != count:
+            raise UsageError(
+                f"draft_length has {len(lengths)} numbers and the chain {chain} {count} verifiers; give one, or one each"
+            )
         return lengths
+
+    def _lengths(self) -> list[int | None]:
+        return list(self.draft_length) if isinstance(self.draft_length, Iterable) else [self.draft_length]
 
     def to_strings(self) -> dict[str, str]:
         """What differs from the defaults, for the configuration of a server."""

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers import CONFIG_MAPPING
 
 from quasar.exporter.model.architecture import Architecture
-from quasar.exporter.model.checkpoint import CONFIG_MAPPING, Checkpoint, open_checkpoint
+from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
+from quasar.exporter.model.families import FAMILIES
 
 FILLING = 1e-6
 
@@ -40,7 +42,7 @@ def main() -> None:
         "num_attention_heads": args.heads, "num_key_value_heads": args.kv_heads, "head_dim": args.head_dim, "dtype": "bfloat16",
     }  # fmt: skip
     config.pop("layer_types", None)
-    big = Architecture.from_config(CONFIG_MAPPING["qwen3"].from_dict(config), "qwen3")
+    big, _ = FAMILIES["qwen3"].read(CONFIG_MAPPING["qwen3"].from_dict(config))
     if big.query_groups != small.query_groups or big.head_dim % small.head_dim:
         p.error(
             f"the model has {small.query_groups} query heads a KV head, {small.head_dim} wide; keep the one, multiply the other"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from transformers import CONFIG_MAPPING
 
-from quasar.exporter.model.architecture import Architecture
-from quasar.exporter.model.checkpoint import CONFIG_MAPPING
+from quasar.exporter.model.families import FAMILIES
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         "eos_token_id": 2, "dtype": "bfloat16",
     }  # fmt: skip
     args.dir.mkdir(parents=True, exist_ok=True)
-    architecture = Architecture.from_config(CONFIG_MAPPING["qwen3"].from_dict(config), "qwen3")
+    architecture, _ = FAMILIES["qwen3"].read(CONFIG_MAPPING["qwen3"].from_dict(config))
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, shape in architecture.tensors():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from models import forward
 from plans import greedy
 
 from quasar.engines.engine import Engine
@@ -48,6 +49,5 @@ def teacher_forced(engine: Engine, ids: list[int]) -> np.ndarray:
     """Logits after each token of a text, float32 [S, V]."""
     pieces = []
     for begin in range(0, len(ids), engine.spec.max_rows):
-        chunk = np.array([ids[begin : begin + engine.spec.max_rows]])
-        pieces.append(engine.forward(chunk, np.array([begin]), np.arange(chunk.shape[1])[None])[0].copy())
+        pieces.append(forward(engine, ids[begin : begin + engine.spec.max_rows], begin))
     return np.concatenate(pieces)

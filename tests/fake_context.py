@@ -58,6 +58,7 @@ class Context:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert name in self.engine.names
+        assert address % 256 == 0
         self.state += self.addresses.get(name) != address
         self.addresses[name] = address
         return address != 0
@@ -116,6 +117,9 @@ class _Pass(Recordable):
             for name, address in self._addresses.items()
         }
         cuda.view(self._scratch, (engine.device_memory_size_v2,), np.uint8)[:] = 0xFF
+        length = shapes["past.0.key"][2]
+        assert views["start"].min() >= 0
+        assert views["start"].max() + shapes["input_ids"][1] <= length, "a write beyond the end of a slot, which is dropped"
         assert list(views["context"]) == list(range(len(views["context"])))
         results = engine.session.run(list(engine.outputs), {name: views[name] for name in engine.inputs})
         for name, result in zip(engine.outputs, results, strict=True):

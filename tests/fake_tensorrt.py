@@ -1,9 +1,9 @@
 """A stand-in for TensorRT whose plans name an ONNX graph, and whose contexts run it with ONNX Runtime on the addresses they
 were given.
 
-It keeps TensorRT's rules: every tensor has an address, shapes lie inside the selected profile, present is past, a pass is
-recorded only in the shape of the pass before, and a graph of it is launched only while its context has that shape and those
-addresses. Written with `write_plan`.
+It keeps TensorRT's rules: every tensor has an address, a multiple of 256, shapes lie inside the selected profile, present is
+past, a pass is recorded only in the shape of the pass before, and a graph of it is launched only while its context has that
+shape and those addresses. What would be written beyond the end of a slot fails. Written with `write_plan`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def write_plan(
     Args:
         changes: of the plan's entry.
     """
-    plan = PlanEntry(library, "11.4.0", ("8.9",), path.name, graph.name, (path.name,), "float16", profiles, False, False, {})
+    cache = dataclasses.replace(entry.cache, dtype="float16", owner=entry.name)
+    names = (path.name, graph.name, (path.name,))
+    plan = PlanEntry(library, "11.4.0", ("8.9",), *names, "float16", cache, profiles, False, False, {})
     plan = dataclasses.replace(plan, **changes)
     content = {"graph": str(graph), "profiles": [dataclasses.asdict(p) for p in profiles], "weights": not plan.stripped}
     path.write_text(json.dumps(content))

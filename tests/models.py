@@ -186,6 +186,7 @@ def write_engine(
     layers: tuple[int, ...] | None = None,
     half_attention: bool = False,
     optimize: bool = True,
+    batch_invariant: bool = False,
 ) -> OnnxEngine:
     """Write one engine of a checkpoint and load it."""
     a = checkpoint.architecture
@@ -196,12 +197,13 @@ def write_engine(
         layers = tuple(range(a.num_hidden_layers)) if layers is None else layers
         decoder = Decoder(a, linear, linear, attention, max_length, slots, half, layers, half_attention, half_attention)
         decoder.write(g, source or checkpoint)
-    g.save(folder / "engine.onnx", "engine", "")
+    precision = "float32" if isinstance(linear, FloatLinear) else ""
+    g.save(folder / "engine.onnx", "engine", precision)
     entry = EngineEntry(
-        *("engine", "onnxruntime", "", attention, "engine.onnx", ("engine.onnx", "engine.bin")),
+        *("engine", "onnxruntime", precision, attention, "engine.onnx", ("engine.onnx", "engine.bin")),
         *(a.vocab_size, decoder.cache("engine"), "", layers, (), {}),
     )
-    return OnnxEngine(folder / "engine.onnx", entry, optimize=optimize)
+    return OnnxEngine(folder / "engine.onnx", entry, batch_invariant=batch_invariant, optimize=optimize)
 
 
 def feed(ids: Any, start: int = 0, slot: int = 0, rows: Any = None) -> Feed:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRt, profile, write_plan
-from models import make_checkpoint, write_engine
+from models import feed, make_checkpoint, write_engine
 
 from quasar.engines.bundle.manifest import EngineEntry, PlanProfile
+from quasar.engines.cache import CacheSpec
 from quasar.engines.engine import Engine, Scores
 from quasar.engines.onnxruntime.engine import OnnxEngine
 from quasar.engines.tensorrt.cuda import Device
@@ -41,14 +42,15 @@ class SmallModel:
         return OnnxEngine(self.graph, self.entry, optimize=False)
 
 
-def small_model(folder: Path, max_batch: int = 1, max_length: int = 64) -> SmallModel:
+def small_model(folder: Path, slots: int = 1, max_length: int = 64) -> SmallModel:
     a = open_checkpoint(str(make_checkpoint(folder, "qwen3-tied", num_hidden_layers=2))).architecture
     checkpoint = open_checkpoint(str(folder))
-    options: dict[str, Any] = {"max_batch": max_batch, "max_length": max_length, "half_attention": True, "optimize": False}
+    options: dict[str, Any] = {"slots": slots, "max_length": max_length, "half_attention": True, "optimize": False}
     write_engine(folder, checkpoint, HalfLinear(), "portable", **options).close()
+    cache = CacheSpec(2, a.num_key_value_heads, max_length, a.head_dim, "float16", slots, "small")
     entry = EngineEntry(
         *("small", "onnxruntime", "", "portable", "engine.onnx", ("engine.onnx", "engine.bin")),
-        *(a.vocab_size, max_length, max_batch, 2, a.num_key_value_heads, a.head_dim, "", (0, 1), (), {}),
+        *(a.vocab_size, cache, "", (0, 1), (), {}),
     )
     return SmallModel(folder, entry)
 
@@ -68,35 +70,34 @@ class Rig:
         name = "tensorrt-rtx" if self.rtx else "tensorrt"
         self.entry = write_plan(self.model.plan, self.model.graph, self.model.entry, self.profiles, name, **self.changes)
 
-    def load(self, cuda_graphs: bool = True, entry: EngineEntry | None = None) -> TensorRtEngine:
+    def load(self, cuda_graphs: bool = True, entry: EngineEntry | None = None, slots: int | None = None) -> TensorRtEngine:
         return TensorRtEngine(
             *(self.model.plan, self.model.graph, entry or self.entry, REBUILD, cuda_graphs),
             library=self.library,
             device=Device(self.cuda),
+            slots=slots,
         )
 
 
 def usual_profiles(model: SmallModel, verify: int = 8, prefill: int = 32) -> tuple[PlanProfile, ...]:
-    """Verification with logits of every row, and prefill with those of few."""
-    batch, context = model.entry.max_batch, model.entry.max_length
-    return profile(batch, verify, context), profile(batch, prefill, context, rows=verify)
+    """Verification of all slots with logits of every row, and prefill of one with those of few."""
+    context = model.entry.max_length
+    return profile(model.entry.slots, verify, context), profile(1, prefill, context, rows=verify)
 
 
-def choices(scores: Scores, slots: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """(likeliest token, its probability) of each row, [B, R]."""
-    best = [[scores.best(slot, row) for row in range(rows)] for slot in range(slots)]
-    confidence = [[scores.confidence(slot, row) for row in range(rows)] for slot in range(slots)]
-    return np.array(best), np.array(confidence)
+def choices(scores: Scores, place: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """(likeliest token, its probability) of each row of a feed."""
+    best = [scores.best(place, row) for row in range(rows)]
+    return np.array(best), np.array([scores.confidence(place, row) for row in range(rows)])
 
 
 def greedy(engine: Engine, prompt: list[int], count: int) -> list[int]:
-    """Tokens of one slot, by `score` alone; the prompt in chunks."""
+    """Tokens of one slot; the prompt in chunks."""
     chunk = 30
     for begin in range(0, len(prompt), chunk):
-        part = np.array([prompt[begin : begin + chunk]])
-        scores = engine.score(part, np.array([begin]), np.array([[part.shape[1] - 1]]))
+        part = prompt[begin : begin + chunk]
+        scores = engine.score([feed(part, begin, rows=[len(part) - 1])])
     tokens = [scores.best(0, 0)]
     while len(tokens) < count:
-        start = np.array([len(prompt) + len(tokens) - 1])
-        tokens.append(engine.score(np.array([[tokens[-1]]]), start, np.array([[0]])).best(0, 0))
+        tokens.append(engine.score([feed(tokens[-1:], len(prompt) + len(tokens) - 1)]).best(0, 0))
     return tokens

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from agreement import parting_gap
 
-from quasar.engines.engine import EngineSpec
+from quasar.engines.engine import EngineSpec, Feed, HostScores, Scores
 
 
 class Counter:
@@ -16,12 +17,12 @@ class Counter:
 
     spec = EngineSpec("counter", 10, 64, 4, 1, "float32")
 
-    def forward(self, tokens: np.ndarray, start: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        logits = np.zeros((*rows.shape, 10), np.float32)
-        for row, place in enumerate(rows[0]):
-            token = tokens[0, place]
-            logits[0, row, (token + 1) % 10], logits[0, row, (token + 2) % 10] = 2, 1.75
-        return logits
+    def score(self, feeds: Sequence[Feed]) -> Scores:
+        (only,) = feeds
+        logits = np.zeros((len(only.rows), 10), np.float32)
+        for row, token in enumerate(only.tokens[only.rows]):
+            logits[row, (token + 1) % 10], logits[row, (token + 2) % 10] = 2, 1.75
+        return HostScores(logits, [(0, len(logits))], np.empty(10, np.float32))
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,9 @@ def edited(bundle: Path, folder: Path, engine: str, **changes: Any) -> str:
     """A copy whose manifest says something else of an engine."""
     copy = Path(shutil.copytree(bundle, folder / "bundle"))
     manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["engines"][engine].update(changes)
+    entry = manifest["engines"][engine]
+    entry["cache"].update(changes.pop("cache", {}))
+    entry.update(changes)
     (copy / "manifest.json").write_text(json.dumps(manifest))
     return str(copy)
 
@@ -89,12 +91,15 @@ def edited(bundle: Path, folder: Path, engine: str, **changes: Any) -> str:
     ("change", "message"),
     [
         ({"vocab_size": 5000}, "int4 has a vocabulary of 5000 tokens and {last} one of 4096; engines of a chain must share it"),
-        ({"max_length": 1024}, "int4 has a context of 1024 and {last} one of 4096; export them with the same --max-length"),
+        (
+            {"cache": {"length": 1024}},
+            "int4 has a context of 1024 and {last} one of 4096; export them with the same --max-length",
+        ),
     ],
     ids=["vocabulary", "context"],
 )
 def test_engines_that_do_not_fit_together(
-    demo_bundle: Path, tmp_path: Path, capsys: Capture, chain: str, change: dict[str, int], message: str
+    demo_bundle: Path, tmp_path: Path, capsys: Capture, chain: str, change: dict[str, Any], message: str
 ) -> None:
     bundle = edited(demo_bundle, tmp_path, "int4", **change)
     line = refusal(capsys, bundle, "--chain", chain)
@@ -109,7 +114,7 @@ def test_an_engine_that_this_release_does_not_run(demo_bundle: Path, tmp_path: P
 
 def test_a_draft_with_a_longer_context_is_fine(demo_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
     """Refused is what would end before the text does; here the graph itself says no, so it came past the chain's check."""
-    bundle = edited(demo_bundle, tmp_path, "int4", max_length=8192)
+    bundle = edited(demo_bundle, tmp_path, "int4", cache={"length": 8192})
     assert generate_main([bundle, "hi", "--chain", "int4 > int8"]) == 4
     assert "int4.onnx" in capsys.readouterr().err
 

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from quasar.engines.bundle.bundle import MANIFEST, Bundle, atomic_bundle, check_output, list_files, open_bundle, write_manifest
 from quasar.engines.bundle.manifest import (
-    ENGINE_NAME,
     FORMAT_VERSION,
     SAMPLING,
     BundleFile,
     EngineEntry,
     Manifest,
-    parse_manifest,
 )
+from quasar.engines.bundle.parsing import ENGINE_NAME, parse_manifest
+from quasar.engines.cache import CACHE_TYPES, CacheSpec
 from quasar.engines.errors import BundleError, UsageError
 
 CONTENT = {"int8/model.onnx": b"graph", "int8/weights.bin": b"\x00weights" * 9, "tokenizer/tokenizer.json": b"{}"}
@@ -30,15 +30,11 @@ INT8 = EngineEntry(
     name="int8",
     backend="onnxruntime",
     precision="W8A8",
-    attention="fused",
+    attention="packed",
     graph="int8/model.onnx",
     files=("int8/model.onnx", "int8/weights.bin"),
     vocab_size=64,
-    max_length=128,
-    max_batch=1,
-    num_hidden_layers=2,
-    num_key_value_heads=2,
-    head_dim=8,
+    cache=CacheSpec(layers=2, heads=2, length=128, head_dim=8, dtype="float32", slots=8, owner="int8"),
     model="demo",
     layers=(0, 3),
     float_linears=("lm_head",),
@@ -138,18 +134,18 @@ def reused_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 NAMES = st.text("abc/", min_size=1, max_size=6)
 FIGURES = st.dictionaries(NAMES, st.one_of(st.none(), st.booleans(), st.floats(-1e9, 1e9), NAMES), max_size=3)
+SIZES = ("heads", "length", "head_dim", "slots")
+CACHES = st.builds(CacheSpec, **dict.fromkeys(("layers", *SIZES), st.integers(1, 1024)), dtype=st.sampled_from([*CACHE_TYPES]))
 ENGINES = st.builds(
     EngineEntry,
     name=st.from_regex(ENGINE_NAME, fullmatch=True),
     **dict.fromkeys(("backend", "precision", "attention", "graph", "model"), NAMES),
     **dict.fromkeys(("files", "float_linears"), st.lists(NAMES, max_size=3).map(tuple)),
-    **dict.fromkeys(
-        ("vocab_size", "max_length", "max_batch", "num_hidden_layers", "num_key_value_heads", "head_dim"),
-        st.integers(1, 1024),
-    ),
+    vocab_size=st.integers(1, 1024),
+    cache=CACHES,
     layers=st.sets(st.integers(0, 1023), min_size=1, max_size=9).map(lambda layers: tuple(sorted(layers))),
     gate=FIGURES,
-).map(lambda engine: dataclasses.replace(engine, num_hidden_layers=len(engine.layers)))
+).map(lambda e: dataclasses.replace(e, cache=dataclasses.replace(e.cache, layers=len(e.layers), owner=e.name)))
 MANIFESTS = st.builds(
     Manifest,
     model=FIGURES,
@@ -227,13 +223,10 @@ def test_a_mutated_manifest_parses_to_its_types_or_is_a_bundle_error(path: tuple
     for engine in manifest.engines.values():
         assert isinstance(engine.graph, str)
         assert all(isinstance(name, str) for name in engine.files + engine.float_linears)
-        for number in (
-            engine.vocab_size,
-            engine.max_length,
-            engine.max_batch,
-            engine.num_hidden_layers,
-            engine.head_dim,
-        ):
+        cache = engine.cache
+        assert cache.owner in manifest.engines
+        assert cache.dtype in CACHE_TYPES
+        for number in (engine.vocab_size, cache.layers, cache.heads, cache.length, cache.head_dim, cache.slots):
             assert type(number) is int
             assert number > 0
 
@@ -262,6 +255,7 @@ def test_any_file_path_opens_or_is_a_bundle_error(reused_bundle: Path, path: str
 REQUIRED = [
     *((key,) for key in VALID if key != "sampling"),
     *(("engines", "int8", key) for key in VALID["engines"]["int8"] if key not in ("name", "plan")),
+    *(("engines", "int8", "cache", key) for key in VALID["engines"]["int8"]["cache"]),
     *(("files", 0, key) for key in VALID["files"][0]),
 ]
 
@@ -293,13 +287,60 @@ def test_another_format_version_is_refused_by_its_number(bundle: Path, version: 
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize(
-    "field", ["vocab_size", "max_length", "max_batch", "num_hidden_layers", "num_key_value_heads", "head_dim"]
-)
+@pytest.mark.parametrize("field", [("vocab_size",), *(("cache", size) for size in ("layers", *SIZES))], ids=lambda f: f[-1])
 @pytest.mark.parametrize("value", [0, -1, 1 << 40, True, 1.0, "8", None])
-def test_an_absurd_shape_is_refused_by_its_field(field: str, value: Any) -> None:
-    with pytest.raises(BundleError, match=f"engine int8.*{field}"):
-        parse_manifest(json.dumps(mutated(("engines", "int8", field), value)), "here")
+def test_an_absurd_shape_is_refused_by_its_field(field: tuple[str, ...], value: Any) -> None:
+    with pytest.raises(BundleError, match=f"engine int8: {'.*'.join(field)}"):
+        parse_manifest(json.dumps(mutated(("engines", "int8", *field), value)), "here")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "", "Float32", None, 4])
+def test_a_cache_of_another_type_is_refused(dtype: Any) -> None:
+    with pytest.raises(BundleError, match="engine int8: cache: dtype"):
+        parse_manifest(json.dumps(mutated(("engines", "int8", "cache", "dtype"), dtype)), "here")
+
+
+def with_owner(**other: Any) -> str:
+    """A manifest whose int4 engine lives in the cache of int4-a16, of which some fields may be changed."""
+    manifest = copy.deepcopy(VALID)
+    engine = manifest["engines"]["int8"]
+    cache = {**engine["cache"], "owner": "int4-a16"}
+    manifest["engines"]["int4"] = {**engine, "cache": cache}
+    manifest["engines"]["int4-a16"] = {**engine, "cache": {**cache, **other.pop("cache", {})}, **other}
+    return json.dumps(manifest)
+
+
+def test_an_engine_may_live_in_the_cache_of_another_one() -> None:
+    engines = parse_manifest(with_owner(), "here").engines
+    assert {name: engine.cache.owner for name, engine in engines.items()} == {
+        "int8": "int8", "int4": "int4-a16", "int4-a16": "int4-a16",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"cache": {"owner": "int4"}},
+        {"cache": {"owner": "int8"}},
+        {"cache": {"length": 64}},
+        {"cache": {"heads": 1}},
+        {"cache": {"dtype": "float16"}},
+        {"cache": {"slots": 1}},
+        {"layers": (0, 2)},
+        {"model": "another"},
+        {"vocab_size": 65},
+    ],
+    ids=str,
+)
+def test_an_owner_whose_cache_is_another_one_is_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(BundleError, match=r"engine int4(-a16)?: owner of its cache is .*export the bundle again"):
+        parse_manifest(with_owner(**other), "here")
+
+
+@pytest.mark.parametrize("owner", ["float", "", "x" * 500])
+def test_an_owner_that_is_not_in_the_bundle_is_refused(owner: str) -> None:
+    with pytest.raises(BundleError, match="engine int8: owner of its cache is"):
+        parse_manifest(json.dumps(mutated(("engines", "int8", "cache", "owner"), owner)), "here")
 
 
 @pytest.mark.parametrize("layers", [[], [0], [0, 1, 2], [3, 0], [0, 0], [-1, 3], [0, 1 << 40], [0, "3"], [0, True], "03", None])
@@ -555,6 +596,7 @@ PLAN = {
     "graph": "int8/model.onnx",
     "files": ["int8/model.onnx", "int8/weights.bin"],
     "precision": "w8a8",
+    "cache": {**VALID["engines"]["int8"]["cache"], "dtype": "float16"},
     "profiles": [{"batch": RANGE, "length": RANGE, "rows": RANGE, "context": RANGE}],
     "stripped": False,
     "version_compatible": False,
@@ -588,6 +630,9 @@ def test_a_missing_field_of_a_plan_is_named(key: str) -> None:
         (("profiles", 0, "rows"), {"least": 4, "best": 2, "most": 8}, "4, 2 and 8 are not in order"),
         (("profiles", 0, "batch"), {"least": 0, "best": 2, "most": 8}, "least is 0"),
         (("stripped",), 1, "stripped: expected bool"),
+        (("cache", "slots"), 1 << 20, "plan: cache: slots is 1048576"),
+        (("cache", "dtype"), "int4", "plan: cache: dtype 'int4'"),
+        (("cache", "owner"), "float", "engine int8: owner of its cache is 'float'"),
     ],
 )
 def test_a_hostile_plan_is_refused(path: tuple[Any, ...], value: Any, message: str) -> None:

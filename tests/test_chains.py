@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import forward
 
 from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.errors import QuasarError, UsageError
-from quasar.runtime import Model, Result, SamplingParams, load
+from quasar.runtime import Model, ModelOptions, Result, SamplingParams, load
 from quasar.runtime.chain.spec import parse_chain
 from quasar.runtime.engines import EnginePool
-from quasar.runtime.model import DraftLength, draft_lengths
+from quasar.runtime.model_options import DraftLength
 from quasar.runtime.sampler import ACCEPTANCES, Acceptance, log_softmax
-from quasar.runtime.tokenizer import Tokenizer
 
 LOSSLESS = [
     "prompt-lookup > float",
@@ -45,12 +45,10 @@ Make = Callable[..., Model]
 def make(demo_bundle: Path) -> Iterator[Make]:
     """Models of chains that share one pool of engines."""
     bundle = open_bundle(demo_bundle)
-    pool = EnginePool(bundle)
-    tokenizer = Tokenizer(bundle.tokenizer_folder(), bundle.engine("float").vocab_size)
+    pool = EnginePool(bundle, ModelOptions())
 
     def model(chain: str, length: DraftLength = None, acceptance: Acceptance = "matching") -> Model:
-        spec = parse_chain(chain)
-        return Model(pool, tokenizer, spec, draft_lengths(spec, length), acceptance)
+        return Model(pool, ModelOptions(chain, draft_length=length, acceptance=acceptance))
 
     yield model
     pool.close()
@@ -142,16 +140,14 @@ def test_two_chains_on_one_pool_take_turns(make: Make, alone: dict[str, list[lis
                 assert model.generate(chat(QUESTIONS[i]), GREEDY).ids == alone["greedy"][i]
 
 
-def test_another_chain_on_the_pool_ends_a_generation_instead_of_spoiling_it(
-    make: Make, alone: dict[str, list[list[int]]]
-) -> None:
+def test_another_chain_on_the_pool_waits_for_open_answers(make: Make, alone: dict[str, list[list[int]]]) -> None:
     model, other = make("prompt-lookup > int8 > float", [3, 8]), make("int4 > float", 2)
     first = model.stream(chat(QUESTIONS[0]), GREEDY)
     next(first)
+    with pytest.raises(QuasarError, match="another chain's answers are open on these engines; finish them first"):
+        other.generate(chat(QUESTIONS[1]), GREEDY)
+    assert first.finish().ids == alone["greedy"][0]
     assert other.generate(chat(QUESTIONS[1]), GREEDY).ids == alone["greedy"][1]
-    with pytest.raises(QuasarError, match="another generation was started on these engines"):
-        next(first)
-    assert model.generate(chat(QUESTIONS[0]), GREEDY).ids == alone["greedy"][0]
 
 
 # ------------------------------------------------------------------------------------------------ presets
@@ -235,14 +231,14 @@ def test_a_chat_reuses_its_cache_and_says_the_same(make: Make, deep: Model) -> N
     turns: list[Result] = []
     for question in (*QUESTIONS, "Why?"):
         messages += chat(question)
-        turns.append(deep.stream(messages=messages, params=params, reuse_cache=True).finish())
+        turns.append(deep.stream(messages=messages, params=params).finish())
         messages.append({"role": "assistant", "content": turns[-1].text})
     for number, turn in enumerate(turns):
         assert turn.ids == make("float").generate(messages=messages[: 2 * number + 1], params=params).ids
         before = turns[number - 1].statistics.prompt_tokens if number else 0
-        assert turn.statistics.reused_tokens >= before
+        assert turn.statistics.cached_tokens >= before
         # the prompt is read by every engine, but no engine reads the whole of it again
-        assert number == 0 or turn.statistics.reused_tokens > turn.statistics.prompt_tokens / 2
+        assert number == 0 or turn.statistics.cached_tokens > turn.statistics.prompt_tokens / 2
 
 
 def test_a_cancelled_generation_leaves_a_usable_cache(deep: Model, alone: dict[str, list[list[int]]]) -> None:
@@ -250,9 +246,9 @@ def test_a_cancelled_generation_leaves_a_usable_cache(deep: Model, alone: dict[s
     next(generation)
     generation.cancel()
     generation.finish()
-    again = deep.stream(chat(QUESTIONS[0]), GREEDY, reuse_cache=True).finish()
+    again = deep.stream(chat(QUESTIONS[0]), GREEDY).finish()
     assert again.ids == alone["greedy"][0]
-    assert again.statistics.reused_tokens > 10
+    assert again.statistics.cached_tokens > 10
 
 
 # ------------------------------------------------------------------------------------------------ logprobs and statistics
@@ -261,7 +257,7 @@ def test_a_cancelled_generation_leaves_a_usable_cache(deep: Model, alone: dict[s
 def fresh_logits(model: Model, ids: list[int]) -> np.ndarray:
     """One pass of the model's last engine over the whole text, float32 [S, V]."""
     engine = model.engines[model.chain.target]
-    return engine.forward(np.array([ids]), np.zeros(1, np.int64), np.arange(len(ids))[None])[0].copy()
+    return forward(engine, ids)
 
 
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import VARIED, forward, make_checkpoint, nearest_blocks, reference_logits, write_engine
+from models import VARIED, feed, forward, make_checkpoint, nearest_blocks, reference_logits, write_engine
 
 from quasar.calibration.four_bit import SIZES
 from quasar.engines.bundle.bundle import open_bundle
@@ -30,7 +30,7 @@ def cuda_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("family", VARIED)
 def test_the_fused_float16_graph_is_near_transformers(tmp_path: Path, family: str) -> None:
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
-    if not can_fuse(checkpoint.architecture, max_batch=1):
+    if not can_fuse(checkpoint.architecture):
         pytest.skip("heads of this width are exported in the portable form only")
     engine = write_engine(tmp_path, checkpoint, HalfLinear(), half_attention=True)
     ids = np.random.default_rng(1).integers(0, 97, 40)
@@ -55,14 +55,32 @@ def test_float16_blocks_are_those_of_the_cpu_engine(tmp_path: Path) -> None:
 def test_scores_of_an_earlier_pass_are_gone(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "llama2")))
     engine = write_engine(tmp_path, checkpoint, HalfLinear(), half_attention=True)
-    call = np.arange(6)[None], np.array([0]), np.array([[5, 2]])
-    scores = engine.score(*call)
-    assert scores.logits() is scores.logits()  # copied once
-    logits = scores.logits().copy()
-    assert [scores.best(0, row) for row in range(2)] == logits[0].argmax(-1).tolist()
-    np.testing.assert_array_equal(engine.forward(*call), logits)
+    call = [feed(np.arange(6), rows=[5, 2])]
+    scores = engine.score(call)
+    assert scores.logits(0).base is scores.logits(0).base  # copied once
+    logits = scores.logits(0).copy()
+    assert [scores.best(0, row) for row in range(2)] == logits.argmax(-1).tolist()
+    np.testing.assert_array_equal(engine.score(call).logits(0), logits)
     with pytest.raises(QuasarError, match="engine engine: these logits are gone, another pass has run since"):
-        scores.logits()
+        scores.logits(0)
+
+
+def test_feeds_of_several_sequences_follow_each_other(tmp_path: Path) -> None:
+    """The kernel for GPUs takes one sequence; what is chosen belongs to the right feed all the same."""
+    checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "qwen3-tied")))
+    engine = write_engine(tmp_path, checkpoint, HalfLinear(), half_attention=True, slots=3)
+    ids = np.random.default_rng(1).integers(0, 97, (3, 12))
+    expected = [forward(engine, ids[slot], slot=slot) for slot in range(3)]
+    forward(engine, ids[1][:9], slot=0)  # another text in that slot by now
+    scores = engine.score([feed(ids[2][7:], 7, 2, [4, 0]), feed(ids[0], 0, 0, [11]), feed(ids[1][11:], 11, 1, [])])
+    found = [(2, 0, 11), (2, 1, 7), (0, 0, 11)]
+    for number, (slot, row, place) in zip((0, 0, 1), found, strict=True):
+        logits = expected[slot][place]
+        np.testing.assert_allclose(scores.logits(number)[row], logits, atol=3e-3 * float(logits.std()))
+        assert scores.best(number, row) == scores.logits(number)[row].argmax()
+        p = np.exp(logits - logits.max())
+        assert scores.confidence(number, row) == pytest.approx(1 / p.sum(), rel=1e-2)
+    assert scores.logits(2).shape == (0, 97)
 
 
 def test_a_bundle_for_gpus_says_what_it_is(cuda_bundle: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from quasar.engines.engine import EngineSpec, Float32, HostScores, Int64, Scores
+from quasar.engines.engine import EngineSpec, Feed, HostScores, Scores
 from quasar.engines.errors import GateError
 from quasar.exporter.gate import THRESHOLDS, Figures, compare, failures, judge
 
@@ -26,11 +27,10 @@ class Answers:
     def __init__(self, error: np.ndarray) -> None:
         self._logits = (STATES @ LM_HEAD.t()).numpy() + error.astype(np.float32)
 
-    def forward(self, tokens: Int64, start: Int64, rows: Int64) -> Float32:
-        return self._logits[None, start[0] + rows[0]]
-
-    def score(self, tokens: Int64, start: Int64, rows: Int64) -> Scores:
-        return HostScores(self.forward(tokens, start, rows), np.empty(self.spec.vocab_size, np.float32))
+    def score(self, feeds: Sequence[Feed]) -> Scores:
+        (feed,) = feeds
+        logits = self._logits[feed.start + feed.rows]
+        return HostScores(logits, [(0, len(logits))], np.empty(self.spec.vocab_size, np.float32))
 
     def close(self) -> None: ...
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from models import DEMO
+from models import DEMO, forward
 from transformers import AutoModelForCausalLM
 
 from quasar.engines.errors import QuasarError, UsageError
@@ -63,9 +63,7 @@ def test_without_batch_invariance_only_near_ties_are_decided_otherwise(demo_bund
             if found == expected:
                 continue
             same = next(i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b)
-            ids = np.array([prompt + expected[:same]])
-            rows = np.array([[ids.shape[1] - 1]])
-            logits = alone.engines[engine].forward(ids, np.zeros(1, np.int64), rows)[0, 0]
+            logits = forward(alone.engines[engine], prompt + expected[:same])[-1]
             assert logits[expected[same]] - logits[found[same]] < 0.25
 
 
@@ -87,11 +85,9 @@ def test_int8_agrees_with_float_on_answers(demo_bundle: Path, shared: Path) -> N
     with load(demo_bundle, chain="float") as exact, load(demo_bundle, chain="int8") as quantized:
         for row in rows:
             prompt = exact.tokenize(chat(row["turns"][0]))
-            ids = np.array([(prompt + exact.generate(prompt, SamplingParams(max_new_tokens=64)).ids)[:256]])
-            wanted = np.arange(len(prompt) - 1, ids.shape[1])[None]
-            zero = np.zeros(1, np.int64)
+            ids = (prompt + exact.generate(prompt, SamplingParams(max_new_tokens=64)).ids)[:256]
             best = [
-                m.engines[name].forward(ids, zero, wanted)[0].argmax(-1) for m, name in ((exact, "float"), (quantized, "int8"))
+                forward(m.engines[name], ids)[len(prompt) - 1 :].argmax(-1) for m, name in ((exact, "float"), (quantized, "int8"))
             ]
             agreed.extend(best[0] == best[1])
     assert np.mean(agreed) >= 0.97
@@ -210,11 +206,18 @@ def test_a_chat_reuses_the_cache_and_says_the_same(plain: Model) -> None:
     answer = plain.generate(messages=messages, params=params).text
     messages += [{"role": "assistant", "content": answer}, *chat("And if he sells 5 more?")]
     fresh = plain.generate(messages=messages, params=params)
+    plain.generate([7] * 20, params)
     plain.generate(chat(QUESTIONS[0]), params)
-    reused = plain.stream(messages=messages, params=params, reuse_cache=True).finish()
+    reused = plain.generate(messages=messages, params=params)
     assert reused.ids == fresh.ids
-    assert fresh.statistics.reused_tokens == 0
-    assert reused.statistics.reused_tokens > 20
+    assert reused.statistics.cached_tokens > 20
+
+
+def test_without_prefix_caching_every_prompt_is_read(demo_bundle: Path) -> None:
+    with load(demo_bundle, chain="prompt-lookup > int8 > float", prefix_caching=False) as model:
+        done = [model.generate(chat(QUESTIONS[0]), SamplingParams(max_new_tokens=8)) for _ in range(2)]
+    assert [one.statistics.cached_tokens for one in done] == [0, 0]
+    assert done[0].ids == done[1].ids
 
 
 def test_prompts_of_every_kind(plain: Model) -> None:
@@ -291,12 +294,24 @@ def test_statistics_add_up(demo_bundle: Path) -> None:
     assert s.tokens_per_round == pytest.approx(89 / s.rounds)
 
 
-def test_a_second_generation_ends_the_first(plain: Model) -> None:
+def test_a_second_generation_waits_for_the_first(plain: Model) -> None:
+    """There is one slot."""
+    expected = plain.generate(chat(QUESTIONS[0])).ids
     first = plain.stream(chat(QUESTIONS[0]))
-    next(first)
-    plain.generate(chat(QUESTIONS[1]))
-    with pytest.raises(QuasarError, match="another generation"):
-        next(first)
+    begun = next(first)
+    second = plain.generate(chat(QUESTIONS[1]))
+    assert second.finish_reason == "stop"
+    assert second.statistics.queued_seconds > 0
+    assert first.done
+    assert [*begun.ids, *(token for piece in first for token in piece.ids)] == expected
+
+
+def test_an_answer_that_nobody_holds_is_given_up(plain: Model) -> None:
+    for piece in plain.stream(chat(QUESTIONS[0])):
+        assert piece.ids
+        break
+    assert plain.step() is False
+    assert plain.scheduler.open == 0
 
 
 def test_cancel_keeps_what_was_generated(plain: Model) -> None:

@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from models import VARIED, forward, make_checkpoint, nearest_blocks, reference_logits, write_engine
+from models import VARIED, feed, forward, make_checkpoint, nearest_blocks, reference_logits, write_engine
 
 from quasar.calibration.blocks import grid_of, quantize_blocks
 from quasar.calibration.four_bit import SYMMETRIC_SIZES
 from quasar.calibration.groups import GROUPS
 from quasar.calibration.quantize import fake_quantize_rows
 from quasar.calibration.schemes import PER_TOKEN, STATIC, TWO_PARTS
-from quasar.engines.onnxruntime.engine import OnnxEngine
+from quasar.engines.onnxruntime.session import create_session
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.linear_onnxruntime import Activation, FloatLinear, W8A8Linear
 from quasar.exporter.graph.linear_standard import ExplicitBlockLinear, ExplicitW8A8Linear, HalfLinear
@@ -34,16 +34,38 @@ def activations(checkpoint: Checkpoint) -> dict[str, Activation]:
     return {name: schemes[place % 3] for place, name in enumerate(names)}
 
 
-def check_ragged(engine: OnnxEngine, expected: list[np.ndarray], ids: list[np.ndarray], tolerance: float) -> None:
+class Rectangle:
+    """Runs of all slots at once, as TensorRT has them; `OnnxEngine` runs a portable graph slot by slot.
+
+    Args:
+        folder: where `write_engine` wrote a graph of the checkpoint, with three slots.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path, optimize: bool = True) -> None:
+        self._session = create_session(str(folder / "engine.onnx"), optimize=optimize)
+        a = checkpoint.architecture
+        names = [f"past.{layer}.{kind}" for layer in range(a.num_hidden_layers) for kind in ("key", "value")]
+        self._caches = dict.fromkeys(names, np.zeros((3, a.num_key_value_heads, 64, a.head_dim), np.float32))
+
+    def run(self, tokens: np.ndarray, start: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Logits [B, R, V] of tokens [B, S] at start [B]; rows [B, R]."""
+        inputs = {"input_ids": tokens, "start": start, "rows": rows, "context": np.arange(int(start.max()) + tokens.shape[1])}
+        outputs = ["logits", *(name.replace("past", "present") for name in self._caches)]
+        logits, *present = self._session.run(outputs, inputs | self._caches)
+        self._caches = dict(zip(self._caches, present, strict=True))
+        return logits
+
+
+def check_ragged(rectangle: Rectangle, expected: list[np.ndarray], ids: list[np.ndarray], tolerance: float) -> None:
     """Each slot with its own start, rows and a speculated continuation that turns out wrong."""
     longest = 20
-    engine.forward(np.stack([one[:longest] for one in ids]), np.zeros(3, np.int64), np.zeros((3, 1), np.int64))
+    rectangle.run(np.stack([one[:longest] for one in ids]), np.zeros(3, np.int64), np.zeros((3, 1), np.int64))
     for starts in (np.array([20, 3, 11]), np.array([12, 9, 2])):  # the second falls behind the first: a rollback
         wrong = np.stack([(one[s : s + 9] + 1) % 97 for one, s in zip(ids, starts, strict=True)])
-        engine.forward(wrong, starts, np.zeros((3, 1), np.int64))
+        rectangle.run(wrong, starts, np.zeros((3, 1), np.int64))
         tokens = np.stack([one[s : s + 7] for one, s in zip(ids, starts, strict=True)])
         rows = np.array([[6, 0], [2, 5], [1, 1]])
-        logits = engine.forward(tokens, starts, rows)
+        logits = rectangle.run(tokens, starts, rows)
         for slot in range(3):
             np.testing.assert_allclose(logits[slot], expected[slot][starts[slot] + rows[slot]], atol=tolerance)
 
@@ -51,9 +73,13 @@ def check_ragged(engine: OnnxEngine, expected: list[np.ndarray], ids: list[np.nd
 @pytest.mark.parametrize("family", VARIED)
 def test_ragged_batches_equal_transformers(tmp_path: Path, family: str) -> None:
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
-    engine = write_engine(tmp_path, checkpoint, attention="portable", max_batch=3)
+    engine = write_engine(tmp_path, checkpoint, attention="portable", slots=3)
     ids = list(np.random.default_rng(2).integers(0, 97, (3, 30)))
-    check_ragged(engine, [reference_logits(checkpoint, one) for one in ids], ids, TOLERANCE)
+    expected = [reference_logits(checkpoint, one) for one in ids]
+    check_ragged(Rectangle(checkpoint, tmp_path), expected, ids, TOLERANCE)
+    scores = engine.score([feed(one, slot=slot) for slot, one in enumerate(ids)])
+    for slot in range(3):
+        np.testing.assert_allclose(scores.logits(slot), expected[slot], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("family", VARIED)
@@ -61,15 +87,15 @@ def test_ragged_int8_batches_equal_the_graph_for_cpus(tmp_path: Path, family: st
     """Written as Q/DQ pairs for TensorRT, and with ONNX Runtime's int8 kernel: the same integers and scales."""
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
     schemes = activations(checkpoint)
-    form = "fused" if can_fuse(checkpoint.architecture, 1) else "portable"
+    form = "fused" if can_fuse(checkpoint.architecture) else "portable"
     ids = list(np.random.default_rng(2).integers(0, 97, (3, 30)))
     (tmp_path / "fused").mkdir()
     reference = write_engine(tmp_path / "fused", checkpoint, W8A8Linear(schemes), form)
     expected = [forward(reference, one) for one in ids]
-    explicit = write_engine(tmp_path, checkpoint, ExplicitW8A8Linear(schemes), "portable", max_batch=3, optimize=False)
+    write_engine(tmp_path, checkpoint, ExplicitW8A8Linear(schemes), "portable", slots=3, optimize=False).close()
     # a difference in the last bit may cross a rounding border, so a few logits may part by what one step of int8 does
     step = 0.05 * float(np.abs(expected[0]).max())
-    check_ragged(explicit, expected, ids, step)
+    check_ragged(Rectangle(checkpoint, tmp_path, optimize=False), expected, ids, step)
 
 
 class Int4Weights:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from quasar.engines.bundle.directory import atomic_directory
-from quasar.engines.bundle.manifest import BundleFile, EngineEntry, Manifest, parse_manifest
+from quasar.engines.bundle.manifest import BundleFile, EngineEntry, Manifest
+from quasar.engines.bundle.parsing import parse_manifest
+from quasar.engines.bundle.superseded import listed_files
 from quasar.engines.errors import BundleError, UsageError
 
 MANIFEST = "manifest.json"
@@ -161,13 +163,17 @@ def check_output(output: Path) -> None:
 
 
 def _first_foreign_file(folder: Path) -> str | None:
-    """A file in the folder that no bundle of this format put there; None where replacing the folder loses nothing else."""
+    """A file in the folder that no bundle put there; None where replacing the folder loses nothing else."""
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
     try:
-        manifest = parse_manifest((folder / MANIFEST).read_text(encoding="utf-8"), MANIFEST)
-        known = {MANIFEST, *(file.path for file in manifest.files)}
-    except (OSError, UnicodeDecodeError, BundleError):
-        known = set()
+        text = (folder / MANIFEST).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    try:
+        known = {MANIFEST, *(file.path for file in parse_manifest(text, MANIFEST).files)}
+    except BundleError:
+        earlier = listed_files(text)
+        known = {MANIFEST, *earlier} if earlier else set()
     return next((file for file in files if file not in known), None)
 
 

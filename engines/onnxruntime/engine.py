@@ -13,14 +13,14 @@ import onnxruntime as ort
 
 from quasar.engines.bundle.manifest import EngineEntry
 from quasar.engines.engine import DeviceScores, EngineSpec, Feed, Float32, HostScores, Scores, Spans, check_feeds
-from quasar.engines.errors import QuasarError, UsageError, first_line
+from quasar.engines.errors import BundleError, QuasarError, UsageError, first_line
 from quasar.engines.onnxruntime.caches import SlotCaches, require_memory, zeros
-from quasar.engines.onnxruntime.passes import Pass, packed_passes, single_passes
+from quasar.engines.onnxruntime.passes import Pass, packed_passes, single_passes, without_lone_row
 from quasar.engines.onnxruntime.session import check_graph, create_session
 
 # tokens of one feed: more would not be faster, and activations grow with them
 MAX_ROWS = 256
-# precisions whose kernels give a row the same bits in every pass of two or more rows (tested)
+# precisions whose kernels give a row the same bits in every pass where it is not alone (tested)
 BATCH_INVARIANT = ("float32", "w8a8")
 
 
@@ -33,9 +33,9 @@ class OnnxEngine:
     Args:
         graph: the `.onnx` file; its weights lie beside it.
         entry: what the manifest says of it.
-        batch_invariant: make a row's logits the same to the last bit, however many rows share its pass. ONNX Runtime's
-            attention takes another kernel for a single row than for several, and quantization turns its last-bit
-            differences into visible ones; so single rows are run twice, which costs time and one position of the cache.
+        batch_invariant: make a row's logits the same to the last bit, whatever shares its pass. ONNX Runtime's attention
+            takes another kernel for a lone row than for several, and quantization turns its last-bit differences into
+            visible ones; so lone rows are run twice, which costs time and one position of the cache.
         optimize: see `create_session`. Graphs written for TensorRT are run as they are: ONNX Runtime's own rewriting of
             int8 Q/DQ pairs can break them.
         slots: sequences to make room for; None for as many as the engine was exported for.
@@ -59,8 +59,8 @@ class OnnxEngine:
         self._batch_invariant = batch_invariant
         slots = entry.slots if slots is None else slots
         # a row less than a slot holds: beside a longer feed, the attention operator finds no room in an idle slot
-        longest = min(MAX_ROWS, entry.max_length - 1)
         usable = entry.max_length - batch_invariant
+        longest = min(MAX_ROWS, usable - 1)
         self._spec = EngineSpec(entry.name, entry.vocab_size, usable, longest, slots, entry.precision)
         self._device = "cpu" if provider == "cpu" else "cuda"
         if self._device == "cpu":
@@ -85,6 +85,11 @@ class OnnxEngine:
         return self._spec
 
     @property
+    def switched(self) -> bool:
+        """Whether each pass chooses its activations."""
+        return "precise" in self._inputs
+
+    @property
     def seconds(self) -> float:
         """Time spent inside ONNX Runtime since the engine was loaded."""
         return self._seconds
@@ -103,7 +108,7 @@ class OnnxEngine:
         """
         check_feeds(self._spec, feeds)
         if self._batch_invariant:
-            feeds = [replace(f, tokens=np.repeat(f.tokens, 2)) if len(f.tokens) == 1 else f for f in feeds]
+            feeds = [without_lone_row(feed) for feed in feeds]
         passes, spans = packed_passes(feeds, self._capacity) if self._packed else single_passes(feeds, self._context)
         count = sum(one.rows for one in passes)
         if self._chooses:
@@ -182,9 +187,15 @@ class LowActivations:
     Args:
         engine: of precision `w4a16`.
         name: what it is called in chains.
+
+    Raises:
+        BundleError: the graph takes no choice.
     """
 
     def __init__(self, engine: OnnxEngine, name: str) -> None:
+        if not engine.switched:
+            owner = f"its cache belongs to {engine.spec.name}, whose activations cannot be chosen"
+            raise BundleError(f"engine {name}: {owner}; export the bundle again")
         self._engine = engine
         self._spec = replace(engine.spec, name=name, precision="w4a8")
         self._seconds = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from quasar.engines.engine import Feed, Int64, Spans
 
+SMALLEST_TILE = 32
+"""Fewest queries that ONNX Runtime's attention takes at a time: twice the width of a head, less where L2 is small."""
 Inputs = dict[str, NDArray[Any]]
 
 
@@ -56,6 +58,16 @@ def packed_passes(feeds: Sequence[Feed], capacity: int) -> tuple[list[Pass], Spa
             first += len(feeds[i].rows)
         done += passes[-1].rows
     return passes, spans
+
+
+def without_lone_row(feed: Feed) -> Feed:
+    """The same feed, its last token twice where attention would compute that one by itself.
+
+    A slot's queries are taken in tiles, which have an even number of rows; a tile of one row goes through another kernel.
+    """
+    count = len(feed.tokens)
+    lone = count == 1 or (count > SMALLEST_TILE and count % 2)
+    return replace(feed, tokens=np.append(feed.tokens, feed.tokens[-1:])) if lone else feed
 
 
 def _packed(feeds: Sequence[Feed], width: int) -> Pass:

@@ -88,16 +88,16 @@ class BuiltPlan:
     layers: tuple[PlanLayer, ...]
 
 
-def plan_profiles(max_batch: int, max_length: int) -> tuple[PlanProfile, ...]:
-    """Profiles of verification and of prefill."""
-    batch = ShapeRange(1, 1, max_batch)
+def plan_profiles(slots: int, max_length: int) -> tuple[PlanProfile, ...]:
+    """Profiles of verification, of up to `slots` sequences in one run, and of prefill."""
     context = ShapeRange(1, min(1024, max_length), max_length)
     verify, prefill = min(VERIFY_ROWS, max_length), min(PREFILL_ROWS, max_length)
     few = ShapeRange(1, min(4, verify), verify)
     return (
-        PlanProfile(batch, few, few, context),
-        # the rows of a whole chunk are wanted by comparisons only
-        PlanProfile(batch, ShapeRange(1, prefill, prefill), ShapeRange(1, 1, prefill), context),
+        # tuned for all slots: what reads the weights fast for many rows does so for few, and not the other way round
+        PlanProfile(ShapeRange(1, slots, slots), few, few, context),
+        # a chunk of a prompt runs by itself, and the rows of a whole one are wanted by comparisons only
+        PlanProfile(ShapeRange(1, 1, 1), ShapeRange(1, prefill, prefill), ShapeRange(1, 1, prefill), context),
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from quasar.engines.bundle.manifest import EngineEntry, PlanProfile
 from quasar.engines.errors import BundleError, QuasarError
 from quasar.engines.tensorrt.cuda import Stream
-from quasar.engines.tensorrt.plan import OpenPlan
+from quasar.engines.tensorrt.plan import OpenPlan, plan_of
 from quasar.engines.tensorrt.shapes import PassShape, input_shapes, output_shapes
 
 
@@ -21,6 +21,7 @@ class PlanContext:
         index: of the profile.
         stream: where the passes go.
         scratch: (address, bytes) of GPU memory for what lies between layers.
+        caches: where the caches of a run lie, by its first slot.
         cuda_graph: let TensorRT-RTX make a CUDA graph of the shape that it was last called with. It alone knows when its
             kernels, which it replaces by better ones while they run, are the last ones; TensorRT makes none, and is recorded
             from outside.
@@ -30,11 +31,22 @@ class PlanContext:
     """
 
     def __init__(
-        self, opened: OpenPlan, entry: EngineEntry, index: int, stream: Stream, scratch: tuple[int, int], cuda_graph: bool
+        self,
+        opened: OpenPlan,
+        entry: EngineEntry,
+        index: int,
+        stream: Stream,
+        scratch: tuple[int, int],
+        caches: Callable[[int], Mapping[str, int]],
+        cuda_graph: bool,
     ) -> None:
         self._opened = opened
-        self._entry = entry
+        self._name = entry.name
+        self._vocab_size = entry.vocab_size
+        self._cache = plan_of(entry).cache
         self._stream = stream
+        self._caches = caches
+        self._slot: int | None = None
         self._shape: PassShape | None = None
         self._context = self._create(cuda_graph)
         if self._context is None:
@@ -56,19 +68,23 @@ class PlanContext:
         """
         largest = PassShape(profile.batch.most, profile.length.most, profile.rows.most, profile.context.most)
         self._reshape(largest)
-        for name, wanted in output_shapes(self._entry, largest).items():
+        for name, wanted in output_shapes(self._cache, self._vocab_size, largest).items():
             found = tuple(self._context.get_tensor_shape(name))
             if found != wanted:
                 raise BundleError(
                     f"{path}: {name} comes out as {list(found)}, and by the manifest as {list(wanted)}; build it again: {rebuild}"
                 )
 
-    def enqueue(self, shape: PassShape) -> None:
-        """Put a pass into the stream.
+    def enqueue(self, slot: int, shape: PassShape) -> None:
+        """Put a run into the stream, over the slots from `slot` on.
 
         Raises:
             QuasarError: TensorRT refuses it.
         """
+        if slot != self._slot:
+            self._slot = None  # in case that it fails half-way
+            self.bind(self._caches(slot))
+            self._slot = slot
         if shape != self._shape:
             self._reshape(shape)
         self._require(self._context.execute_async_v3(self._stream.handle), "the pass is not run")
@@ -92,14 +108,14 @@ class PlanContext:
         return engine.create_execution_context(config)
 
     def _reshape(self, shape: PassShape) -> None:
-        self._shape = None  # in case that it fails half-way
-        for name, sizes in input_shapes(self._entry, shape).items():
+        self._shape = None  # likewise
+        for name, sizes in input_shapes(self._cache, shape).items():
             self._require(self._context.set_input_shape(name, sizes), f"{name} of {list(sizes)} is not taken")
         self._shape = shape
 
     def _require(self, done: bool, what: str) -> None:
         if not done:
-            raise QuasarError(f"engine {self._entry.name}: TensorRT failed: {what}: {self._reason()}")
+            raise QuasarError(f"engine {self._name}: TensorRT failed: {what}: {self._reason()}")
 
     def _reason(self) -> str:
         return self._opened.log.last_error() or "it does not say why"

@@ -11,15 +11,18 @@ from quasar.engines.tensorrt.context import PlanContext
 from quasar.engines.tensorrt.cuda import Graph, Stream
 from quasar.engines.tensorrt.shapes import PassShape
 
-Key = tuple[int, PassShape]
-"""A profile's index, and a shape."""
-MOST_KEPT = 32
-"""Shapes with a context of their own, each of which holds some memory."""
+Key = tuple[int, int, PassShape]
+"""A profile's index, the first slot, and a shape."""
+MOST_KEPT = 64
+"""Keys with a context of their own, each of which holds some memory."""
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """A context that never sees another shape, and its graph; None where the library makes one itself, or none can be made."""
+    """A context that never sees another slot or shape, and its graph.
+
+    That is None where the library makes one itself, or none can be made.
+    """
 
     context: PlanContext
     graph: Graph | None
@@ -32,7 +35,7 @@ class _Kept:
 
 
 class RecurringPasses:
-    """Runs passes by profile and shape; from the second time on, in a context that is kept for this shape.
+    """Runs passes by profile, first slot and shape; from the second time on, in a context that is kept for them.
 
     A context changes inside when its shape does: a graph that was recorded from it is then no longer right, and TensorRT-RTX,
     which makes graphs itself, makes a new one. The passes of a chain change their shape nearly every round.
@@ -62,25 +65,25 @@ class RecurringPasses:
         self._seen: set[Key] = set()
         self._refused: set[Key] = set()
 
-    def run(self, index: int, shape: PassShape) -> None:
+    def run(self, index: int, slot: int, shape: PassShape) -> None:
         """Put a pass into the stream. The pass before must be done: what it ran in may be freed.
 
         Raises:
             QuasarError: the pass failed. That it gets no context or graph of its own is no failure: it is run without.
         """
-        key = (index, shape)
+        key = (index, slot, shape)
         if key in self._kept:
             self._kept.move_to_end(key)
             kept = self._kept[key]
             if kept.graph is None:
-                kept.context.enqueue(shape)
+                kept.context.enqueue(slot, shape)
             else:
                 self._stream.launch(kept.graph)
         elif key in self._seen and key not in self._refused:
             self._keep(key)
         else:
             self._seen.add(key)
-            self._eager[index].enqueue(shape)
+            self._eager[index].enqueue(slot, shape)
 
     def clear(self) -> None:
         """Free all graphs and contexts, because addresses have changed; they are made again when their shapes come next."""
@@ -90,7 +93,7 @@ class RecurringPasses:
 
     def _keep(self, key: Key) -> None:
         """Run a pass in a new context, and record the passes that follow."""
-        index, shape = key
+        index, slot, shape = key
         while len(self._kept) >= self._limit:
             oldest, kept = self._kept.popitem(last=False)
             kept.close()
@@ -99,14 +102,14 @@ class RecurringPasses:
             context = self._create(index)
         except QuasarError:  # mostly for want of memory, of which the context of the profile has its own
             self._refused.add(key)
-            self._eager[index].enqueue(shape)
+            self._eager[index].enqueue(slot, shape)
             return
         # before recording: TensorRT puts off what a new shape needs until the next pass, and some of that cannot be recorded
-        context.enqueue(shape)
-        self._kept[key] = _Kept(context, self._record(context, shape) if self._records else None)
+        context.enqueue(slot, shape)
+        self._kept[key] = _Kept(context, self._record(context, slot, shape) if self._records else None)
 
-    def _record(self, context: PlanContext, shape: PassShape) -> Graph | None:
+    def _record(self, context: PlanContext, slot: int, shape: PassShape) -> Graph | None:
         try:
-            return self._stream.record(lambda: context.enqueue(shape))
+            return self._stream.record(lambda: context.enqueue(slot, shape))
         except QuasarError:  # nothing of it ran, and the pass has just shown that it can
             return None

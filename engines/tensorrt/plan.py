@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quasar.engines.bundle.manifest import EngineEntry, PlanEntry, PlanProfile
+from quasar.engines.bundle.manifest import EngineEntry, PlanEntry
 from quasar.engines.errors import BundleError, QuasarError, UsageError
 from quasar.engines.tensorrt.cuda import Device, DeviceMemoryError
 from quasar.engines.tensorrt.library import Log, version_numbers
-from quasar.engines.tensorrt.shapes import PassShape, cache_bytes, input_shapes, output_shapes
+from quasar.engines.tensorrt.shapes import PassShape, input_shapes, output_shapes
 
 GIB = 1 << 30
 DTYPES = {"logits": "FLOAT", "confidence": "FLOAT", "input_ids": "INT64", "start": "INT64", "rows": "INT64", "context": "INT64",
           "best": "INT64"}  # fmt: skip
-CACHE_DTYPE = "HALF"
+CACHE_DTYPES = {"float16": "HALF", "float32": "FLOAT"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def plan_of(entry: EngineEntry) -> PlanEntry:
     return entry.plan
 
 
-def open_plan(path: Path, graph: Path, entry: EngineEntry, rebuild: str, library: Any, device: Device) -> OpenPlan:
+def open_plan(path: Path, graph: Path, entry: EngineEntry, rebuild: str, library: Any, device: Device, slots: int) -> OpenPlan:
     """Read a plan and check it against the manifest.
 
     A plan is a program for the GPU, and a version-compatible one carries code for the host, too: open only plans whose
@@ -62,6 +62,7 @@ def open_plan(path: Path, graph: Path, entry: EngineEntry, rebuild: str, library
         entry: what the manifest says of the engine, with its plan.
         rebuild: the command that builds the bundle's plans again, for errors.
         library: the module of TensorRT.
+        slots: sequences that memory must be there for.
 
     Raises:
         UsageError: the driver or the library is too old.
@@ -75,7 +76,7 @@ def open_plan(path: Path, graph: Path, entry: EngineEntry, rebuild: str, library
     # of a plan of TensorRT-RTX it is asked itself: kernels for 12.0 run on 12.1, too
     if plan.library == "tensorrt" and plan.compute_capabilities and device.compute_capability not in plan.compute_capabilities:
         raise other_gpu
-    require_memory(device, entry, {"weights": _weight_bytes(path, graph, plan), "cache": cache_bytes(entry)})
+    require_memory(device, entry, {"weights": _weight_bytes(path, graph, plan), "cache": slots * plan.cache.slot_bytes})
     log = Log(library)
     runtime = library.Runtime(log.logger)
     if plan.version_compatible:
@@ -91,7 +92,7 @@ def open_plan(path: Path, graph: Path, entry: EngineEntry, rebuild: str, library
     if plan.stripped:
         _refit(path, graph, opened, again)
     _check_tensors(path, entry, opened, again)
-    _check_profiles(path, entry, plan.profiles, engine, again)
+    _check_profiles(path, plan, engine, again)
     return opened
 
 
@@ -115,7 +116,7 @@ def require_memory(device: Device, entry: EngineEntry, parts: Mapping[str, int])
 
 
 def _lowering(entry: EngineEntry) -> str:
-    return "--max-length or --max-batch" if entry.max_batch > 1 else "--max-length"
+    return "--max-length or --max-sequences" if plan_of(entry).cache.slots > 1 else "--max-length"
 
 
 def _built_for(plan: PlanEntry, device: Device) -> str:
@@ -187,11 +188,10 @@ def _refit(path: Path, graph: Path, opened: OpenPlan, again: str) -> None:
 
 def _check_tensors(path: Path, entry: EngineEntry, opened: OpenPlan, again: str) -> None:
     """Names, types, static sizes, and that each cache is updated in place."""
-    engine = opened.engine
-    slots = 1 if entry.max_batch == 1 else -1
-    shape = PassShape(slots, -1, -1, -1)
-    sides = ((opened.library.TensorIOMode.INPUT, input_shapes(entry, shape)),
-             (opened.library.TensorIOMode.OUTPUT, output_shapes(entry, shape)))  # fmt: skip
+    engine, cache = opened.engine, plan_of(entry).cache
+    shape = PassShape(1 if cache.slots == 1 else -1, -1, -1, -1)
+    sides = ((opened.library.TensorIOMode.INPUT, input_shapes(cache, shape)),
+             (opened.library.TensorIOMode.OUTPUT, output_shapes(cache, entry.vocab_size, shape)))  # fmt: skip
     names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
     expected = {name for _, shapes in sides for name in shapes}
     if names != expected:
@@ -199,7 +199,7 @@ def _check_tensors(path: Path, entry: EngineEntry, opened: OpenPlan, again: str)
         raise BundleError(f"{path}: {', '.join(odd[:3])} of its {len(names)} tensors do not belong to such an engine; {again}")
     for mode, shapes in sides:
         for name, wanted in shapes.items():
-            dtype = DTYPES.get(name, CACHE_DTYPE)
+            dtype = DTYPES.get(name, CACHE_DTYPES[cache.dtype])
             found = tuple(engine.get_tensor_shape(name))
             # the size of an output may be known only in a pass, and is looked at there
             fits = len(found) == len(wanted) and all(
@@ -210,19 +210,19 @@ def _check_tensors(path: Path, entry: EngineEntry, opened: OpenPlan, again: str)
                     f"{path}: {name} is {engine.get_tensor_dtype(name).name} {list(found)}, and by the manifest it is "
                     f"{dtype} {list(wanted)}; {again}"
                 )
-    for name in entry.cache_names:
+    for name in cache.names:
         if engine.get_aliased_input_tensor(f"present.{name}") != f"past.{name}":
             raise BundleError(f"{path}: present.{name} is not past.{name} updated in place; {again}")
 
 
-def _check_profiles(path: Path, entry: EngineEntry, profiles: tuple[PlanProfile, ...], engine: Any, again: str) -> None:
-    count = engine.num_optimization_profiles
+def _check_profiles(path: Path, plan: PlanEntry, engine: Any, again: str) -> None:
+    count, profiles = engine.num_optimization_profiles, plan.profiles
     if count != len(profiles):
         raise BundleError(f"{path}: it has {count} profiles, and by the manifest {len(profiles)}; {again}")
     for index, p in enumerate(profiles):
         corners = [
             input_shapes(
-                entry, PassShape(*(getattr(getattr(p, size), corner) for size in ("batch", "length", "rows", "context")))
+                plan.cache, PassShape(*(getattr(getattr(p, size), corner) for size in ("batch", "length", "rows", "context")))
             )
             for corner in ("least", "best", "most")
         ]

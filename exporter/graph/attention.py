@@ -203,7 +203,7 @@ class PortableAttention:
         cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, half: bool
     ) -> PortableAttention:
         """Write what all layers share: rotary tables, positions and masks."""
-        start = g.input("start", np.int64, [input_ids.shape[0]])
+        start = g.input("start", np.int64, [_batch(input_ids)])
         key = g.input("context", np.int64, ["context"])
         with g.scope("position"):
             positions = _positions(g, input_ids, start)
@@ -252,6 +252,13 @@ class PortableAttention:
 
     def _seen(self, cache: ir.Value) -> Any:
         return self.g.op("Slice", cache, self.g.constant([0], np.int64), self.length, self.g.constant([2], np.int64))
+
+
+def _batch(input_ids: ir.Value) -> int | str:
+    """B, or its name."""
+    assert input_ids.shape is not None  # it is an input of ours
+    size = input_ids.shape[0]
+    return size if isinstance(size, int) else str(size)
 
 
 def _half(g: GraphBuilder, x: ir.Value) -> Any:

@@ -10,7 +10,9 @@ from typing import Any
 
 from quasar.calibration.groups import GROUPS
 from quasar.engines.bundle.manifest import EngineEntry, PlanEntry
+from quasar.engines.cache import CacheSpec
 from quasar.engines.tensorrt.build import BuildOptions, build_plan, plan_profiles
+from quasar.engines.tensorrt.shapes import check_alignment
 from quasar.exporter.progress import Progress
 
 PERCENT = 100
@@ -68,7 +70,9 @@ def build_plans(
 def _build(
     root: Path, entry: EngineEntry, graph: PlanGraph, gate: Mapping[str, Any], options: BuildOptions, progress: Progress
 ) -> EngineEntry:
-    profiles = plan_profiles(entry.max_batch, entry.max_length)
+    cache = plan_cache(entry)
+    check_alignment(cache, entry.name)
+    profiles = plan_profiles(cache.slots, cache.length)
     plan = f"{entry.name}.plan"
     with progress(f"build {entry.name}", PERCENT) as bar:
         built = build_plan(
@@ -82,6 +86,7 @@ def _build(
         graph=graph.graph,
         files=(plan, *graph.files),
         precision=graph.precision,
+        cache=cache,
         profiles=profiles,
         stripped=options.strip_weights,
         version_compatible=options.version_compatible,
@@ -90,9 +95,14 @@ def _build(
     return dataclasses.replace(entry, plan=planned)
 
 
+def plan_cache(entry: EngineEntry) -> CacheSpec:
+    """The cache of an engine's graph for TensorRT: as large as that for ONNX Runtime, in float16, and always its own."""
+    return dataclasses.replace(entry.cache, dtype="float16", owner=entry.name)
+
+
 def int8_products(entry: EngineEntry, precision: str) -> int:
     """How many products of an engine are int8 x int8: those of its linears that did not stay float."""
-    return len(GROUPS) * entry.num_hidden_layers + 1 - len(entry.float_linears) if precision == "w8a8" else 0
+    return len(GROUPS) * entry.cache.layers + 1 - len(entry.float_linears) if precision == "w8a8" else 0
 
 
 def _in_percent(update: Callable[[int], object]) -> Callable[[float], None]:

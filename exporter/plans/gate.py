@@ -13,14 +13,16 @@ from quasar.engines.onnxruntime.engine import OnnxEngine
 from quasar.engines.tensorrt.engine import TensorRtEngine
 from quasar.engines.tensorrt.plan import plan_of
 from quasar.exporter.gate import Figures
-from quasar.exporter.plans.build import PlanGraph
+from quasar.exporter.plans.build import PlanGraph, plan_cache
 from quasar.exporter.progress import Progress
 from quasar.exporter.reference import Reference
 
 
 def open_plan_graph(root: Path, graph: PlanGraph, entry: EngineEntry) -> OnnxEngine:
     """A graph for TensorRT, run node by node on the CPU: what a plan of it is to compute, where there is no GPU."""
-    as_graph = dataclasses.replace(entry, graph=graph.graph, precision=graph.precision, attention="portable")
+    as_graph = dataclasses.replace(
+        entry, graph=graph.graph, precision=graph.precision, attention="portable", cache=plan_cache(entry)
+    )
     return OnnxEngine(root / graph.graph, as_graph, optimize=False)
 
 

@@ -114,7 +114,7 @@ def check_options(bundle: Bundle, options: ModelOptions) -> ChainSpec:
         UsageError: with the option that does not.
     """
     chain = choose_chain(bundle, options.chain)
-    options.draft_lengths(len(chain.verifiers))
+    options.draft_lengths(chain)
     EnginePool(bundle, options).check(chain)
     return chain
 
