@@ -3,12 +3,13 @@
 usage: peer_load.py BUNDLE OPENVINO PROMPTS.jsonl --python OV/bin/python [--chains "int8; prompt-lookup > int8"] [--lookup]
                     [--clients 1,8] [--contexts 0,1000] [--max-new-tokens 64] [--repeat 5] [--threads 0] [--batched-tokens 2048]
 
-OPENVINO is a folder of the same model as OpenVINO GenAI reads it, e.g. quantized to W8A8 by NNCF; OV is a virtual environment with
-openvino-genai: `python -m venv OV && OV/bin/pip install openvino-genai`. BUNDLE makes the token ids, so that all read the same.
+OPENVINO is a folder of the same model as OpenVINO GenAI reads it, e.g. quantized to W8A8 by NNCF; OV is a virtual
+environment with openvino-genai: `python -m venv OV && OV/bin/pip install openvino-genai`. BUNDLE makes the token ids, so that
+all read the same.
 
-Each system is a process of its own that sleeps while another one works. A wave is as many clients as asked for, which all ask at
-once: questions of PROMPTS through the chat template (context 0), or cut from all of them to a number of tokens. Waves of all systems
-take turns, with other questions in each repeat. No prefix is cached, greedy, end tokens are ignored.
+Each system is a process of its own that sleeps while another one works. A wave is as many clients as asked for, which all ask
+at once: questions of PROMPTS through the chat template (context 0), or cut from all of them to a number of tokens. Waves of
+all systems take turns, with other questions in each repeat. No prefix is cached, greedy, end tokens are ignored.
 
 * decode: tokens/s from when every client has its first token to when the first one is done
 * all: new tokens over the time of the wave, prefill included
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -140,7 +142,7 @@ def figures(stamps: Sequence[Sequence[tuple[float, int]]]) -> dict[str, Any]:
     tokens = sum(new for client in stamps for _, new in client)
     all_begun, one_done = max(client[0][0] for client in stamps), min(client[-1][0] for client in stamps)
     meanwhile = sum(new for client in stamps for at, new in client if all_begun < at <= one_done)
-    gaps = [later - earlier for client in stamps for (earlier, _), (later, _) in zip(client, client[1:], strict=False)]
+    gaps = [later - earlier for client in stamps for (earlier, _), (later, _) in pairwise(client)]
     return {
         "tokens": tokens,
         "decode": meanwhile / (one_done - all_begun) if one_done > all_begun else None,
@@ -254,9 +256,8 @@ def main() -> None:
                         waves.append({"system": name, "clients": number, "context": context, "repeat": repeat, **found})
     for worker in workers.values():
         worker.close()
-    print(
-        "| context | clients | system | decode, tokens/s | all, tokens/s | first, ms | between, ms |\n|---|---|---|---|---|---|---|"
-    )
+    print("| context | clients | system | decode, tokens/s | all, tokens/s | first, ms | between, ms |")
+    print("|---|---|---|---|---|---|---|")
     for context in contexts:
         for number in clients:
             for name in workers:
