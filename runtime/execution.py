@@ -6,6 +6,7 @@ import shlex
 
 from quasar.engines.bundle.bundle import Bundle
 from quasar.engines.bundle.manifest import ONNXRUNTIME, EngineEntry
+from quasar.engines.cache import CacheSpec
 from quasar.engines.engine import Engine
 from quasar.engines.errors import UsageError
 from quasar.runtime.model_options import ModelOptions
@@ -29,6 +30,11 @@ def precision_of(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> s
     return entry.plan.precision if entry.plan and backend_of(options, bundle) != ONNXRUNTIME else entry.precision
 
 
+def cache_of(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> CacheSpec:
+    """The cache of what runs."""
+    return entry.plan.cache if entry.plan and backend_of(options, bundle) != ONNXRUNTIME else entry.cache
+
+
 def check_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> None:
     """Refuse an engine that cannot be run so, before anything is loaded.
 
@@ -37,10 +43,11 @@ def check_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> N
             plans.
     """
     backend = backend_of(options, bundle)
-    if options.sequences > entry.slots:
+    slots = cache_of(options, bundle, entry).slots
+    if options.sequences > slots:
         raise UsageError(
-            f"engine {entry.name}: {options.sequences} sequences, and it was exported for {entry.slots}; ask for fewer "
-            f"(--sequences {entry.slots}), or export with --max-sequences {options.sequences}"
+            f"engine {entry.name}: {options.sequences} sequences, and it was exported for {slots}; ask for fewer "
+            f"(--sequences {slots}), or export with --max-sequences {options.sequences}"
         )
     if backend == ONNXRUNTIME:
         if entry.backend != ONNXRUNTIME:
@@ -75,7 +82,8 @@ def load_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> En
     from quasar.engines.tensorrt.plan import plan_of
 
     plan = plan_of(entry)
-    return TensorRtEngine(bundle.path(plan.plan), bundle.path(plan.graph), entry, rebuild_command(bundle, plan.library))
+    again = rebuild_command(bundle, plan.library)
+    return TensorRtEngine(bundle.path(plan.plan), bundle.path(plan.graph), entry, again, slots=options.sequences)
 
 
 def rebuild_command(bundle: Bundle, library: str) -> str:

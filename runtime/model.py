@@ -29,6 +29,8 @@ from quasar.runtime.text import TextStream
 from quasar.runtime.tokenizer import Tokenizer
 from quasar.runtime.turnstile import CLOSED, Turnstile
 
+NO_TEMPLATE = "tools and chat_template_kwargs go through the chat template; give messages"
+
 
 def load(bundle: str | os.PathLike[str], chain: str | None = None, **options: Any) -> Model:
     """Load a bundle for generation.
@@ -187,13 +189,16 @@ class Model:
         """
         if messages is not None or not is_many(prompt):
             return self.stream(prompt, params, messages=messages, **chat).finish()
+        if chat and not all(is_messages(one) for one in prompt):
+            raise UsageError(NO_TEMPLATE)
         return [self._finish(begun) for begun in [self._begin(one, params, chat) for one in prompt]]
 
     def _begin(self, prompt: Prompt, params: SamplingParams | None, chat: ChatOptions) -> Generation | Exception:
         try:
-            return self.stream(prompt, params, **chat)
+            read = self.read(prompt, **chat)
         except UsageError as error:
             return error
+        return self.answer(read, params)
 
     @staticmethod
     def _finish(begun: Generation | Exception) -> Result:
@@ -241,7 +246,7 @@ class Model:
         if messages is not None or is_messages(prompt):
             asked = Chat(asked, tools, chat_template_kwargs)
         elif tools is not None or chat_template_kwargs is not None:
-            raise UsageError("tools and chat_template_kwargs go through the chat template; give messages")
+            raise UsageError(NO_TEMPLATE)
         ids = self.tokenize(asked)
         return ReadPrompt(ids, ids if isinstance(prompt, str) else [])
 

@@ -96,7 +96,9 @@ class ModelOptions:
         if not isinstance(self.draft_length, Iterable):
             return lengths * count
         if len(lengths) != count:
-            raise UsageError(f"draft_length has {len(lengths)} numbers and the chain {chain} {count} verifiers; give one, or one each")
+            raise UsageError(
+                f"draft_length has {len(lengths)} numbers and the chain {chain} {count} verifiers; give one, or one each"
+            )
         return lengths
 
     def _lengths(self) -> list[int | None]:

@@ -20,7 +20,7 @@ python scripts/gpu_speed.py --backend "$backend" --describe
 printf '\n== tests on the GPU\n'
 python -m pytest -m gpu -rP -k 'not onnx_runtime_on_cuda'
 
-printf '\n== float16, int8 and int4 by rows and context\n'
+printf '\n== float16, int8 and int4 by rows and context; 1, 4 and 8 sequences\n'
 python scripts/gpu_speed.py "$work" --backend "$backend" --json "$work/speed-$backend.json"
 
 printf '\n== chains of the demo model\n'

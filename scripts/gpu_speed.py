@@ -5,8 +5,8 @@ usage: gpu_speed.py WORKDIR --backend tensorrt|tensorrt-rtx [--rounds 20] [--jso
 
 Writes the model and its bundle into WORKDIR once. All engines are timed interleaved in one process, so that every ratio is of
 one GPU in one hour; a pass is one of verification: N rows, of each of which the likeliest token is wanted. A chain's passes
-change their number of rows nearly every time, so passes are also timed with other ones in between. --describe only prints
-which GPU, driver and libraries there are.
+change their number of rows nearly every time, so passes are also timed with other ones in between. Then 1, 4 and 8 sequences
+share passes, in a table of its own with tokens/s. --describe only prints which GPU, driver and libraries there are.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.bundle.manifest import LIBRARIES
 from quasar.engines.command import run_command
-from quasar.engines.engine import Engine
+from quasar.engines.engine import Engine, Feed, Int64
 from quasar.engines.tensorrt.cuda import Device
 from quasar.engines.tensorrt.engine import TensorRtEngine
 from quasar.engines.tensorrt.library import load_library
@@ -37,8 +37,12 @@ SCRIPTS = Path(__file__).parent
 EXPORT = "import sys; from quasar.exporter.cli import main; sys.exit(main(sys.argv[1:]))"
 ENGINES = ("float", "int8", "int4")
 BASE = "float"
-ROWS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
-TURNS = (1, 5, 2, 8, 3, 12, 4, 6)
+# other numbers of rows are rounded up to these
+ROWS = (1, 2, 4, 8, 16, 32)
+TURNS = (1, 8, 2, 16, 4, 32)
+SEQUENCES = (1, 4, 8)
+SHARED_ROWS = (1, 2, 4, 8)
+"""Rows of each sequence of a pass that sequences share."""
 CONTEXTS = (256, 1024, 4096)
 PREFILL = 256
 WARM_UP = 4
@@ -47,17 +51,26 @@ WARM_UP = 4
 
 @dataclass(frozen=True)
 class Shape:
-    """What is timed: passes of `rows` tokens whose last one is at position `context - 1`; all rows are wanted, or the last."""
+    """What is timed: a pass in which each of `sequences` feeds `rows` tokens that end at position `context`.
+
+    All rows are wanted, or of a prefill the last.
+    """
 
     rows: int
     context: int
     all_rows: bool = True
+    sequences: int = 1
 
     def __str__(self) -> str:
         return f"{self.rows} rows" if self.all_rows else f"prefill of {self.rows}"
 
     def passes(self) -> list[Shape]:
         return [self]
+
+    def feeds(self, ids: Int64) -> list[Feed]:
+        """The pass, of these tokens in every slot."""
+        rows = np.arange(self.rows) if self.all_rows else np.array([self.rows - 1])
+        return [Feed(slot, self.context - self.rows, ids[: self.rows], rows) for slot in range(self.sequences)]
 
 
 @dataclass(frozen=True)
@@ -78,27 +91,26 @@ Timed = Shape | Turns
 Seconds = dict[tuple[str, Timed], list[float]]
 
 
-def shapes(max_length: int) -> list[Timed]:
-    """Verification passes by rows and context, with others in between, and one chunk of prefill."""
+def shapes(max_length: int, slots: int) -> list[Timed]:
+    """Verification passes by rows and context, with others in between, one chunk of prefill, and passes of many sequences."""
     contexts = [context for context in CONTEXTS if context <= max_length]
     verification = [(*(Shape(rows, context) for rows in ROWS), Turns(TURNS, context)) for context in contexts]
-    return [*(timed for group in verification for timed in group), Shape(PREFILL, PREFILL, all_rows=False)]
+    several = [count for count in SEQUENCES if 1 < count <= slots]
+    shared = [Shape(rows, c, sequences=count) for c in contexts for count in several for rows in SHARED_ROWS]
+    return [*(timed for group in verification for timed in group), Shape(PREFILL, PREFILL, all_rows=False), *shared]
 
 
 def measure(engines: Mapping[str, Engine], wanted: Sequence[Timed], rounds: int, repeat: int = 5) -> Seconds:
     """Seconds of a pass, one median of `repeat` times for each round; the engines take turns within every round."""
     seconds: Seconds = {}
-    ids = np.random.default_rng(0).integers(3, next(iter(engines.values())).spec.vocab_size, (1, PREFILL))
+    ids = np.random.default_rng(0).integers(3, next(iter(engines.values())).spec.vocab_size, PREFILL)
 
     def run(engine: Engine, timed: Timed) -> float:
-        calls = []
-        for shape in timed.passes():
-            rows = np.arange(shape.rows)[None] if shape.all_rows else np.array([[shape.rows - 1]])
-            calls.append((ids[:, : shape.rows], np.array([shape.context - shape.rows]), rows))
+        passes = [shape.feeds(ids) for shape in timed.passes()]
         begin = time.perf_counter()
-        for call in calls:
-            engine.score(*call).best(0, 0)
-        return (time.perf_counter() - begin) / len(calls)
+        for feeds in passes:
+            engine.score(feeds).best(0, 0)
+        return (time.perf_counter() - begin) / len(passes)
 
     for timed in wanted:
         for engine in engines.values():
@@ -134,7 +146,7 @@ def turns_text(seconds: Seconds) -> str:
 
 
 def table(seconds: Seconds, device: str) -> str:
-    """Markdown: milliseconds of each engine, and ratios that name what they divide by."""
+    """Markdown: milliseconds of each engine for one sequence, and ratios that name what they divide by."""
     names = list(dict.fromkeys(name for name, _ in seconds))
     quantized = [name for name in names if name != BASE]
     heads = [
@@ -142,16 +154,61 @@ def table(seconds: Seconds, device: str) -> str:
         *(f"{BASE} / {name}" for name in quantized),
         *(f"{name} / {name} of 1 row" for name in names),
     ]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for shape in dict.fromkeys(shape for _, shape in seconds):
-        single = Shape(1, shape.context)
-        cells = [device, str(shape), str(shape.context)]
+    lines = []
+    for timed in dict.fromkeys(timed for _, timed in seconds):
+        if isinstance(timed, Shape) and timed.sequences > 1:
+            continue
+        single = Shape(1, timed.context)
+        cells = [device, str(timed), str(timed.context)]
+        cells += [f"{1e3 * statistics.median(seconds[name, timed]):.3f}" for name in names]
+        cells += [f"{ratio(seconds, (BASE, timed), (name, timed)):.2f}" for name in quantized]
+        by_rows = isinstance(timed, Shape) and timed.all_rows
+        cells += [f"{ratio(seconds, (name, timed), (name, single)):.2f}" if by_rows else "-" for name in names]
+        lines.append(cells)
+    return markdown(heads, lines)
+
+
+def sequences_table(seconds: Seconds, device: str) -> str:
+    """Markdown: passes that sequences share, and tokens/s of all together if every row becomes a token."""
+    names = list(dict.fromkeys(name for name, _ in seconds))
+    heads = [
+        *("GPU", "sequences", "rows of each", "context", *(f"{name}, ms" for name in names)),
+        *(f"{name}, tokens/s" for name in names),
+        *(f"{name} / {name} of 1 sequence" for name in names),
+    ]
+    lines = []
+    timed = [shape for shape in dict.fromkeys(shape for _, shape in seconds) if isinstance(shape, Shape) and shape.all_rows]
+    for shape in sorted(timed, key=lambda shape: (shape.context, shape.sequences, shape.rows)):
+        if shape.rows not in SHARED_ROWS:
+            continue
+        alone = Shape(shape.rows, shape.context)
+        cells = [device, str(shape.sequences), str(shape.rows), str(shape.context)]
         cells += [f"{1e3 * statistics.median(seconds[name, shape]):.3f}" for name in names]
-        cells += [f"{ratio(seconds, (BASE, shape), (name, shape)):.2f}" for name in quantized]
-        by_rows = isinstance(shape, Shape) and shape.all_rows
-        cells += [f"{ratio(seconds, (name, shape), (name, single)):.2f}" if by_rows else "-" for name in names]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells += [f"{tokens_per_second(shape, seconds[name, shape]):.0f}" for name in names]
+        cells += [f"{ratio(seconds, (name, shape), (name, alone)):.2f}" for name in names]
+        lines.append(cells)
+    return markdown(heads, lines)
+
+
+def tokens_per_second(shape: Shape, seconds: Sequence[float]) -> float:
+    """Rows of all sequences by the median time of a pass."""
+    return shape.sequences * shape.rows / statistics.median(seconds)
+
+
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, *lines)).replace("\n", f"\n|{'---|' * len(heads)}\n", 1)
+
+
+def record(seconds: Seconds) -> list[dict[str, object]]:
+    """For `--json`: what was timed, the times of each round, and tokens/s where all rows were wanted."""
+    records = []
+    for (name, timed), times in seconds.items():
+        entry: dict[str, object] = {"engine": name, **asdict(timed), "seconds": times}
+        if isinstance(timed, Shape) and timed.all_rows:
+            entry["tokens_per_second"] = tokens_per_second(timed, times)
+        records.append(entry)
+    return records
 
 
 def prepare(work: Path, backend: str) -> Path:
@@ -162,6 +219,7 @@ def prepare(work: Path, backend: str) -> Path:
     if not bundle.is_dir():
         # --force: of random weights, time says something and distance from the float model nothing
         options = ["--num-samples", "32", "--sample-length", "128", "--max-length", str(max(CONTEXTS)), "--force"]
+        options += ["--max-sequences", str(max(SEQUENCES))]
         arguments = ["--model", str(model), "--engines", ",".join(ENGINES), "--backend", backend, *options]
         subprocess.run([sys.executable, "-c", EXPORT, *arguments, "--output", str(bundle)], check=True)
     return bundle
@@ -207,13 +265,15 @@ def main() -> int:
         return 0
     args.work.mkdir(parents=True, exist_ok=True)
     engines = load(prepare(args.work, args.backend))
-    seconds = measure(engines, shapes(min(engine.spec.max_length for engine in engines.values())), args.rounds)
+    specs = [engine.spec for engine in engines.values()]
+    wanted = shapes(min(spec.max_length for spec in specs), min(spec.slots for spec in specs))
+    seconds = measure(engines, wanted, args.rounds)
     print(table(seconds, device.name))
     print(f"\n{turns_text(seconds)}")
+    print(f"\n{sequences_table(seconds, device.name)}")
     print(f"\nmedians over {args.rounds} interleaved rounds; 28 layers, hidden 1024, vocabulary 151936; {described}")
     if args.json:
-        record = [{"engine": name, **asdict(shape), "seconds": times} for (name, shape), times in seconds.items()]
-        args.json.write_text(json.dumps({"device": described, "measured": record}, indent=1))
+        args.json.write_text(json.dumps({"device": described, "measured": record(seconds)}, indent=1))
     return 0
 
 

@@ -20,7 +20,8 @@ TOP = 8
 
 
 def answers(bundle: Path, chain: str, backend: str | None, questions: list[str], count: int) -> list[Result]:
-    with load(bundle, chain=chain, backend=backend) as model:
+    # else a prompt that begins like an earlier one is cut into other passes, and a near-tie may fall the other way
+    with load(bundle, chain=chain, backend=backend, prefix_caching=False) as model:
         params = SamplingParams(max_new_tokens=count, logprobs=TOP)
         return [model.generate([{"role": "user", "content": question}], params) for question in questions]
 

@@ -95,18 +95,19 @@ def weight_bytes(work: Path) -> dict[str, float]:
 def steps(work: Path, rounds: int) -> dict[str, Any]:
     """Seconds of each kind of pass, medians over interleaved rounds."""
     from quasar.engines.bundle.bundle import open_bundle
+    from quasar.engines.engine import Feed
     from quasar.engines.onnxruntime.engine import OnnxEngine
 
     engines = {}
     for name in ("float", "int8"):
         bundle = open_bundle(work / name)
         engines[name] = OnnxEngine(bundle.path(f"{name}.onnx"), bundle.engine(name))
-    ids = np.random.default_rng(0).integers(3, 4000, size=(1, CONTEXT))
+    ids = np.random.default_rng(0).integers(3, 4000, size=CONTEXT)
     seconds: dict[str, list[float]] = {}
 
     def measure(label: str, name: str, rows: int, start: int, repeat: int) -> None:
-        wanted = np.arange(rows)[None] if rows < CONTEXT else np.array([[CONTEXT - 1]])
-        call = lambda: engines[name].forward(ids[:, :rows], np.array([start]), wanted)  # noqa: E731
+        feeds = [Feed(0, start, ids[:rows], np.arange(rows) if rows < CONTEXT else np.array([CONTEXT - 1]))]
+        call = lambda: engines[name].score(feeds)  # noqa: E731
         call()
         seconds.setdefault(label, []).append(statistics.median(timed(call) for _ in range(repeat)))
 

@@ -1,9 +1,9 @@
-"""Measure what a Triton server takes away from the library, and what more clients and more instances cost.
+"""Measure what a Triton server takes away from the library, what clients at once gain, and what more instances cost.
 
 usage: triton_speed.py ENVIRONMENT BUNDLE [--prompts FILE.jsonl] [--repeat 5] [--max-tokens 128] [--memory [--share-weights]]
 
 ENVIRONMENT is the server's, see triton_server.py. Server and library answer the same prompts in turn, so that a slow minute
-of the machine hits both alike. With --memory: only what one and two instances hold.
+of the machine hits both alike; no prompt is kept for the next. With --memory: only what one and two instances hold.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 from triton_client import Answer, Client
 from triton_server import TritonServer, make_environment
 
 from quasar.runtime import Model, SamplingParams, load
 
+LONG, SHORT = 1000, 20
+"""Tokens of the prompt that is read, and of the one that comes meanwhile."""
 WRITE = [sys.executable, "-c", "import sys; from quasar.runtime.serving.triton.cli import main; sys.exit(main())"]
 
 
@@ -82,8 +85,11 @@ def many(server: TritonServer, prompts: list[list[int]], count: int, together: b
 
 
 def speed(environment: Path, bundle: Path, work: Path, args: argparse.Namespace) -> None:
-    write_repository(bundle, work / "one")
-    with TritonServer(environment, work / "one", ["model"], work / "log") as server, load(bundle) as model:
+    write_repository(bundle, work / "one", "--no-prefix-caching")
+    with (
+        TritonServer(environment, work / "one", ["model"], work / "log") as server,
+        load(bundle, prefix_caching=False) as model,
+    ):
         server.wait_ready("model")
         prompts = [model.tokenize([{"role": "user", "content": text}]) for text in questions(args.prompts, 8)]
         with Client(server.grpc, "model") as client:
@@ -107,10 +113,28 @@ def speed(environment: Path, bundle: Path, work: Path, args: argparse.Namespace)
             # now the one first, now the other
             seconds = {way: many(server, prompts, args.max_tokens, way) for way in (bool(number % 2), not number % 2)}
             pairs.append((seconds[False], seconds[True]))
-        shares = [together / one for one, together in pairs[1:]]
+        gains = [one / together for one, together in pairs[1:]]
         one, together = (statistics.median(pair[way] for pair in pairs[1:]) for way in (0, 1))
-        spread = f"median of the ratios {statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
-        print(f"8 clients at once: {together:.3f} s, one after another: {one:.3f} s, {spread}")
+        spread = f"median of the ratios {statistics.median(gains):.2f} ({min(gains):.2f} to {max(gains):.2f})"
+        print(f"8 clients one after another: {one:.3f} s, at once: {together:.3f} s, {spread}")
+        beside(server, model.vocab_size, args.repeat)
+
+
+def beside(server: TritonServer, vocab_size: int, repeat: int) -> None:
+    """Print the time to the first token of a short prompt, alone and while a long one is read."""
+    random = np.random.default_rng(0)
+    alone, meanwhile, reading = [], [], []
+    with Client(server.grpc, "model") as short, Client(server.grpc, "model") as long:
+        for _ in range(repeat):
+            prompts = [random.integers(0, vocab_size, count).tolist() for count in (SHORT, SHORT, LONG)]
+            alone.append(of_server(short, prompts[0], 1)[0])
+            thread = threading.Thread(target=lambda tokens=prompts[2]: reading.append(of_server(long, tokens, 1)[0]))
+            thread.start()
+            time.sleep(statistics.median(alone))  # it is being read by now
+            meanwhile.append(of_server(short, prompts[1], 1)[0])
+            thread.join()
+    own, late, whole = (1e3 * statistics.median(seconds) for seconds in (alone, meanwhile, reading))
+    print(f"time to first token of {SHORT} tokens, ms: alone {own:.1f}, while {LONG} are read {late:.1f} (all of it {whole:.1f})")
 
 
 def held(pid: int) -> tuple[float, float]:

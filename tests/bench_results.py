@@ -64,10 +64,38 @@ def chain_result(text: str, decode: float, shift: float = 0.0) -> dict[str, Any]
     }  # fmt: skip
 
 
+def load_point(text: str, number: int, speed: float) -> dict[str, Any]:
+    engines = [part for part in text.split(" > ") if part in STEPS]
+    lone = " > " not in text
+    alone = {"chain": text, "concurrency": 1, **spread(number**0.7)}
+    target = {"chain": engines[-1], "concurrency": number, **spread(speed / (DECODE["int8"] * 0.9 * number**0.7))}
+    return {
+        "chain": text,
+        "asked": not lone,
+        "target": engines[-1],
+        "concurrency": number,
+        "repeats": 3,
+        "tokens_per_second": spread(speed),
+        "ratios": {"one_at_a_time": None if number == 1 else alone, "target_alone": None if lone else target},
+        "in_flight": number * 0.93,
+        "first_token_ms": {"median": 61.3 * number, "p95": 83.7 * number},
+        "between_tokens_ms": {"median": 24.8 + number, "p95": 31.9 + 2 * number},
+        "tokens_per_round": 1.0 if lone else 1.57 - number / 50,
+        "levels": [
+            {
+                "engine": engine, "rounds": 913 // number, "proposed": 407, "accepted": 281, "draft_length": 1.7 / number,
+                "acceptance_rate": 0.69, "skipped": 24, "skipped_share": None if engine == engines[-1] else 0.413,
+            }
+            for engine in engines
+        ],
+        "outside_share": 0.0387,
+    }  # fmt: skip
+
+
 def realistic() -> dict[str, Any]:
     """What a whole run with a sweep and fidelity gives."""
     return {
-        "format_version": 1,
+        "format_version": 2,
         "bundle": {"name": "demo-int8", "model": "demo", "engines": {"int8": "w8a8", "int4": "w4a32", "float": "float32"}},
         "machine": {"cpu": "AMD EPYC 9V74", "cores": 2, "threads": 2, "read_gb_per_s": [41.2, 39.8]},
         "versions": {"quasar-toolchain": "0.1.0", "onnxruntime": "1.31.1", "python": "3.11.7"},
@@ -75,11 +103,19 @@ def realistic() -> dict[str, Any]:
         "settings": {
             "prompts": "demo.jsonl", "prompts_sha256": "9f2c" * 16, "rows": 20, "max_new_tokens": 128, "repeats": 3,
             "sampling": {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": None},
-            "ignore_eos": True, "draft_length": None, "batch_invariant": False,
+            "ignore_eos": True, "draft_length": None, "batch_invariant": False, "concurrency": [1, 2, 4, 8],
         },
         "interrupted": False,
         "notes": [],
         "chains": [chain_result(text, decode, shift=0.02 * index) for index, (text, decode) in enumerate(DECODE.items())],
+        "load": {
+            "concurrency": [1, 2, 4, 8],
+            "points": [
+                load_point(text, number, DECODE[text] * 0.9 * number**0.7)
+                for number in (1, 2, 4, 8)
+                for text in ("prompt-lookup > int8", "int4 > int8", "int8")
+            ],
+        },
         "sweep": {
             "axes": {"k": [1, 2, 3, 5, 8], "temperature": [0.0, 0.6, 1.0]},
             "points": [
@@ -118,6 +154,8 @@ def many_chains(count: int = 20) -> dict[str, Any]:
     for place, text in enumerate(texts):
         chain = chain_result("prompt-lookup > int8", 55 - 2.1 * place, shift=0.008 * place)
         results["chains"].append({**chain, "chain": text, "asked": place % 4 != 3})
+    loads = [point for point in results["load"]["points"] if point["chain"] == "prompt-lookup > int8"]
+    results["load"]["points"] = [{**point, "chain": text} for point in loads for text in texts]
     points = [point for point in results["sweep"]["points"] if point["chain"] == "prompt-lookup > int8"]
     results["sweep"]["points"] = [{**point, "chain": text} for text in texts for point in points]
     return results

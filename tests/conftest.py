@@ -4,6 +4,7 @@ import functools
 from pathlib import Path
 
 import pytest
+from demo_plans import DemoPlans, write_demo_plans
 
 from quasar.engines.errors import QuasarError
 from quasar.engines.tensorrt.cuda import Device
@@ -33,6 +34,12 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("bundles") / "demo"
     assert export_main(["--model", "demo", "--engines", "float,int8,int4", "--output", str(output)]) == 0
     return output
+
+
+@pytest.fixture(scope="session")
+def demo_plans(tmp_path_factory: pytest.TempPathFactory) -> DemoPlans:
+    """The demo model's graphs for TensorRT, with plans of the fake one."""
+    return write_demo_plans(tmp_path_factory.mktemp("plans"))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """A stand-in for TensorRT whose plans name an ONNX graph, and whose contexts run it with ONNX Runtime on the addresses they
 were given.
 
-It keeps TensorRT's rules: every tensor has an address, a multiple of 256, shapes lie inside the selected profile, present is past, a pass is
-recorded only in the shape of the pass before, and a graph of it is launched only while its context has that shape and those
-addresses. What would be written beyond the end of a slot fails. Written with `write_plan`.
+It keeps TensorRT's rules: every tensor has an address, a multiple of 256, shapes lie inside the selected profile, present is
+past, a pass is recorded only in the shape of the pass before, and a graph of it is launched only while its context has that
+shape and those addresses. What would be written beyond the end of a slot fails. Written with `write_plan`.
 """
 
 from __future__ import annotations

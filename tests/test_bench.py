@@ -13,7 +13,7 @@ import pytest
 
 from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.errors import UsageError
-from quasar.runtime import SamplingParams, load
+from quasar.runtime import ModelOptions, SamplingParams, load
 from quasar.runtime.bench.bench import Bench, Settings
 from quasar.runtime.bench.cli import main
 from quasar.runtime.bench.fidelity import engine_figures, interval, log_probabilities
@@ -148,8 +148,12 @@ def test_several_turns_are_one_conversation(demo_bundle: Path, tmp_path: Path) -
 
 def test_a_repeat_does_not_learn_from_the_one_before(demo_bundle: Path, prompts: Path) -> None:
     """With the answers of an earlier repeat in the pool, suffix-pool would accept nearly everything."""
-    once = by_name(run(demo_bundle, prompts, ["suffix-pool > float"], draft_length=8))["suffix-pool > float"]
-    thrice = by_name(run(demo_bundle, prompts, ["suffix-pool > float"], draft_length=8, repeats=3))["suffix-pool > float"]
+    once = by_name(run(demo_bundle, prompts, ["suffix-pool > float"], options=ModelOptions(draft_length=8)))[
+        "suffix-pool > float"
+    ]
+    thrice = by_name(run(demo_bundle, prompts, ["suffix-pool > float"], options=ModelOptions(draft_length=8), repeats=3))[
+        "suffix-pool > float"
+    ]
     assert thrice["tokens_per_round"] == pytest.approx(once["tokens_per_round"])
 
 
@@ -270,6 +274,10 @@ def test_a_broken_row_is_named_by_its_line(
         (["--temperature", "-1"], "temperature is -1.0"),
         (["--chains", "prompt-lookup > int8", "--draft-length", "1,2"], "draft_length has 2"),
         (["--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["--concurrency", "1,99"], "exported for 8 sequences; ask for at most 8, or export with --max-sequences 99"),
+        (["--concurrency", "2,2"], "--concurrency 2,2: give different numbers"),
+        (["--concurrency", "0"], "--concurrency 0: give different numbers"),
+        (["--concurrency", "many"], "--concurrency many: give different numbers"),
     ],
 )
 def test_wrong_usage_is_one_line(

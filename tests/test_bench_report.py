@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 
 from quasar.engines.errors import UsageError
 from quasar.runtime.bench.report import html as report
-from quasar.runtime.bench.report import plots, summary
+from quasar.runtime.bench.report import plots, summary, values
+from quasar.runtime.bench.report.load import load_sentence
 from quasar.runtime.bench.report.table import text_table
 from quasar.runtime.bench.report.values import Spread, significant
 
@@ -86,6 +87,16 @@ def test_table_names_every_denominator() -> None:
     assert "\n*: not asked for" in text
 
 
+def test_table_shows_what_load_does() -> None:
+    text = text_table(made.realistic())
+    lines = text[text.index("at once:") :].splitlines()
+    line = next(line for line in lines if line.startswith("int4 > int8 ") and line.split()[3] == "8")
+    assert " ".join(line.split()[4:]) == "159 156..163 4.29 1.07 490 (670) 32.8 (47.9) 1.41 0.2, 0.2 41% 3.9%"
+    assert any(line.startswith("int8 *") for line in lines)
+    assert "x target, same N: over its last engine alone" in text
+    assert "at once" not in text_table({**made.realistic(), "load": None})
+
+
 def test_table_of_many_chains_fits_and_loses_no_name() -> None:
     results = made.many_chains(20)
     results["chains"][1]["ratios"]["own_precision"]["chain"] = "other"
@@ -134,6 +145,18 @@ def shown_numbers(results: dict[str, Any]) -> Iterator[str]:
         yield significant(chain["agreement"]["first_difference"])
         for level in chain["levels"]:
             yield from (str(level[key]) for key in ("rounds", "proposed", "accepted"))
+    for point in results["load"]["points"]:
+        for spread, places in ((point["tokens_per_second"], None), *((ratio, 2) for ratio in point["ratios"].values() if ratio)):
+            yield from Spread.of(spread).texts(places)
+        for key in ("first_token_ms", "between_tokens_ms"):
+            yield f"{significant(point[key]['median'])} p95 {significant(point[key]['p95'])}"
+        yield from (
+            f"{significant(point['in_flight'], 2)} open",
+            f"{point['tokens_per_round']:.2f}",
+            f"{point['outside_share']:.1%}",
+        )
+        for level in point["levels"]:
+            yield f"{level['draft_length']:.2f} {level['acceptance_rate']:.1%} {values.percent(level['skipped_share'])}"
     for point in results["sweep"]["points"]:
         yield from (significant(point["decode"]), f"{point['ratio']:.2f}", f"{point['tokens_per_round']:.2f}")
     for engine in results["fidelity"]["engines"]:
@@ -204,6 +227,15 @@ def test_summary_of_an_exact_chain() -> None:
     assert "loses nothing against float." in said(results)
 
 
+def test_summary_says_what_is_best_under_load() -> None:
+    sentence = text_of(load_sentence(made.realistic()) or "")
+    assert sentence.startswith("With 8 answers at once, prompt-lookup > int8 is the fastest: 213 tokens/s together")
+    assert "4.29 times prompt-lookup > int8 with one at a time, 1.43 times int8 with as many." in sentence
+    results = made.realistic()
+    results["load"]["points"] = [point for point in results["load"]["points"] if point["concurrency"] == 1]
+    assert load_sentence(results) is None
+
+
 def test_warnings_come_first() -> None:
     results = {**made.realistic(), "interrupted": True, "notes": ["no float"], "sweep": None, "fidelity": None}
     results["machine"]["read_gb_per_s"] = [41.2, 22.0]
@@ -217,7 +249,7 @@ def test_warnings_come_first() -> None:
 def test_sections_without_data_are_left_out() -> None:
     page = report.page_text({"bundle": {"name": "small"}, "chains": []})
     assert re.findall("<h2>(.*?)</h2>", page) == ["To do it again"]
-    page = report.page_text({**made.realistic(), "sweep": None, "fidelity": None, "chains": [{"chain": "int8"}]})
+    page = report.page_text({**made.realistic(), "load": None, "sweep": None, "fidelity": None, "chains": [{"chain": "int8"}]})
     assert re.findall("<h2>(.*?)</h2>", page) == ["Speed", "To do it again"]
     assert "<svg" not in page
 
@@ -254,6 +286,7 @@ def test_zeros_and_single_points_are_drawn() -> None:
     results["chains"] = results["chains"][:1]
     results["chains"][0]["levels"][0].update(step_ms={"1": 25.0}, acceptance_per_position=[0.0])
     results["sweep"]["points"] = results["sweep"]["points"][:1]
+    results["load"]["points"] = results["load"]["points"][:1]
     assert "sweep Speed of each chain by temperature" in report.page_text(results)
 
 
@@ -279,8 +312,8 @@ def test_plots_are_named_and_ids_unique(page: str, request: pytest.FixtureReques
     repeated = [ident for ident, times in Counter(re.findall(r'\bid="([^"]*)"', text)).items() if times > 1]
     assert repeated == []
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', text)) <= set(re.findall(r'\bid="([^"]*)"', text))
-    assert len(re.findall(r'<svg [^>]*role="img" aria-label="[^"]+">\n<title>', text)) == 4
-    assert text.count("<svg") == 4
+    assert len(re.findall(r'<svg [^>]*role="img" aria-label="[^"]+">\n<title>', text)) == 5
+    assert text.count("<svg") == 5
 
 
 # the files
@@ -418,14 +451,14 @@ def test_browser_shows_the_plots_and_asks_for_nothing(results: dict[str, Any], t
     found = re.search(r'<pre id="seen">(.*?)</pre>', dom, flags=re.DOTALL)
     assert found is not None
     for frame in json.loads(html.unescape(found[1])):
-        assert len(frame["plots"]) == 4
+        assert len(frame["plots"]) == 5
         assert all(width >= 400 and height >= 80 for width, height in frame["plots"])
         assert frame["spill"] == []
         assert frame["smallest"] >= 8  # pixels; letters that can be read
         assert frame["overflow"] <= 0  # wide tables and plots scroll by themselves, not the page
         assert frame["requests"] == []
         assert frame["scripts"] == 0
-        assert frame["headings"] == ["Speed", "Acceptance", "Cost of a pass", "Sweep", "Fidelity", "To do it again"]
+        assert frame["headings"] == ["Speed", "Load", "Acceptance", "Cost of a pass", "Sweep", "Fidelity", "To do it again"]
 
 
 @needs_browser

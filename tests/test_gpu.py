@@ -6,7 +6,6 @@ what they need.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from agreement import differences, parting_gap, teacher_forced
+from models import feed, forward
 from plans import choices, greedy
 
 from quasar.engines.bundle.bundle import MANIFEST, open_bundle
@@ -27,6 +27,8 @@ from quasar.engines.tensorrt.engine import TensorRtEngine
 from quasar.engines.tensorrt.library import load_library
 from quasar.engines.tensorrt.plan import plan_of
 from quasar.exporter.cli import main as export_main
+from quasar.exporter.plans.build import PlanGraph
+from quasar.exporter.plans.gate import open_plan_graph
 from quasar.runtime import SamplingParams, load
 from quasar.runtime.chat import Chat
 from quasar.runtime.tokenizer import Tokenizer
@@ -71,8 +73,10 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module", params=LIBRARIES)
-def ragged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exported(tmp_path_factory.mktemp("plans") / "demo", request.param, "int8", "--max-batch", "3")
+def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(
+        tmp_path_factory.mktemp("plans") / "demo", request.param, "int8", "--max-sequences", "8", "--max-length", "512"
+    )
 
 
 def plan_engine(root: Path, name: str, cuda_graphs: bool = True) -> TensorRtEngine:
@@ -87,8 +91,7 @@ def graph_engine(root: Path, name: str) -> OnnxEngine:
     opened = open_bundle(root)
     entry = opened.engine(name)
     plan = plan_of(entry)
-    entry = dataclasses.replace(entry, graph=plan.graph, precision=plan.precision, attention="portable")
-    return OnnxEngine(opened.path(plan.graph), entry, optimize=False)
+    return open_plan_graph(root, PlanGraph(name, plan.precision, (plan.graph,)), entry)
 
 
 def tie_between_runs(root: Path, name: str) -> float:
@@ -127,11 +130,11 @@ def test_logits_of_long_texts_are_near_those_of_onnx_runtime(bundle: Path, name:
 @pytest.mark.parametrize("name", ENGINES)
 def test_scores_are_of_the_same_pass_as_the_logits(bundle: Path, name: str) -> None:
     engine = plan_engine(bundle, name)
-    ids = np.array([prompts(bundle)[0][:12]])
+    ids = prompts(bundle)[0][:12]
     for _ in range(4):  # eagerly, recorded, launched
-        scores = engine.score(ids, np.zeros(1, np.int64), np.array([[3, 11]]))
-        logits = scores.logits().astype(np.float64)
-        best, confidence = choices(scores, 1, 2)
+        scores = engine.score([feed(ids, rows=[3, 11])])
+        logits = scores.logits(0).astype(np.float64)
+        best, confidence = choices(scores, 0, 2)
         np.testing.assert_array_equal(best, logits.argmax(-1))
         probability = np.exp(logits.max(-1)) / np.exp(logits).sum(-1)
         np.testing.assert_allclose(confidence, probability, rtol=1e-3)
@@ -141,31 +144,40 @@ def test_scores_are_of_the_same_pass_as_the_logits(bundle: Path, name: str) -> N
 def test_what_was_rolled_back_leaves_no_trace(bundle: Path, name: str) -> None:
     text = prompts(bundle)[0]
     clean, rolled = plan_engine(bundle, name), plan_engine(bundle, name)
-    wrong = (np.array([text[20:28]]) + 1) % clean.spec.vocab_size
-    first, rest = np.array([text[:20]]), np.array([text[20:28]])
-    rows = np.arange(8)[None]
+    wrong = (np.array(text[20:28]) + 1) % clean.spec.vocab_size
     results = []
     for engine in (clean, rolled):
-        engine.forward(first, np.zeros(1, np.int64), np.array([[19]]))
+        engine.score([feed(text[:20], rows=[])])
         if engine is rolled:
-            engine.forward(wrong, np.array([20]), rows)
-        results.append(engine.forward(rest, np.array([20]), rows).copy())
+            engine.score([feed(wrong, 20)])
+        results.append(forward(engine, text[20:28], 20))
     np.testing.assert_allclose(results[0], results[1], atol=NEAR_TIE[name])
 
 
-def test_ragged_batches_give_each_slot_its_own_answer(ragged: Path) -> None:
-    engine, reference = plan_engine(ragged, "int8"), graph_engine(ragged, "int8")
-    texts = [(text * 3)[:40] for text in prompts(ragged)]
-    starts = np.array([30, 5, 17])
-    for one in (engine, reference):
-        one.forward(np.array([text[:30] for text in texts]), np.zeros(3, np.int64), np.zeros((3, 1), np.int64))
-    for slots in (3, 2, 1, 3, 3):
-        tokens = np.array([text[s : s + 5] for text, s in zip(texts, starts, strict=True)])[:slots]
-        rows = np.array([[4, 0], [1, 2], [3, 3]])[:slots]
-        logits = engine.forward(tokens, starts[:slots], rows)
-        expected = reference.forward(tokens, starts[:slots], rows)
-        chosen = np.take_along_axis(expected, logits.argmax(-1)[..., None], -1)[..., 0]
-        assert float((expected.max(-1) - chosen).max()) <= NEAR_TIE["int8"]
+def test_each_of_many_sequences_gets_its_own_answer(many: Path) -> None:
+    """Drafts, single tokens and chunks in one pass, slots that are idle, and one that is full."""
+    engine, reference = plan_engine(many, "int8"), graph_engine(many, "int8")
+    texts = [(text * 40)[shift:] for text in prompts(many) for shift in (0, 7, 3)][: engine.spec.slots]
+    rng, ends = np.random.default_rng(0), [0] * len(texts)
+
+    def check(lengths: dict[int, int]) -> None:
+        feeds = []
+        for slot, length in lengths.items():
+            piece = texts[slot][ends[slot] : ends[slot] + length]
+            feeds.append(feed(piece, ends[slot], slot))
+            ends[slot] += len(piece)
+        scores, expected = engine.score(feeds), reference.score(feeds)
+        for place in range(len(feeds)):
+            logits, right = scores.logits(place), expected.logits(place)
+            chosen = np.take_along_axis(right, logits.argmax(-1)[:, None], -1)[:, 0]
+            assert float((right.max(-1) - chosen).max()) <= NEAR_TIE["int8"]
+
+    full = engine.spec.slots - 1
+    while ends[full] < engine.spec.max_length:
+        check({full: min(100, engine.spec.max_length - ends[full])})
+    for _ in range(12):
+        slots = rng.permutation(full)[: rng.integers(1, full + 1)]
+        check({int(slot): int(rng.choice([1, 2, 5, 9, 40])) for slot in slots})
 
 
 @pytest.mark.parametrize("name", ENGINES)

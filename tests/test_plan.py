@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 from fake_cuda import FakeCuda, cudaError_t
 from fake_tensorrt import FakeTensorRt, profile
+from models import feed
 from plans import REBUILD, Rig, SmallModel, small_model, usual_profiles
 
 from quasar.engines.bundle.manifest import EngineEntry
 from quasar.engines.errors import BundleError, QuasarError, UsageError
 from quasar.engines.tensorrt.cuda import Device, DeviceMemoryError, has_gpu
 from quasar.engines.tensorrt.engine import TensorRtEngine
-from quasar.engines.tensorrt.shapes import cache_bytes, choose_profile, context_length
+from quasar.engines.tensorrt.shapes import PassShape, choose_profile, context_length, limit_passed, round_up
 
 MIB = 1 << 20
 
@@ -35,7 +36,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> SmallModel:
 
 @pytest.fixture(scope="module")
 def batched(tmp_path_factory: pytest.TempPathFactory) -> SmallModel:
-    return small_model(tmp_path_factory.mktemp("batched"), max_batch=3)
+    return small_model(tmp_path_factory.mktemp("batched"), slots=3)
 
 
 def refusal(rig: Rig, kind: type[QuasarError], entry: EngineEntry | None = None) -> str:
@@ -153,16 +154,18 @@ def test_a_plan_with_other_tensors_than_the_manifest_says_is_refused(
     single: SmallModel, batched: SmallModel, tmp_path: Path
 ) -> None:
     rig = Rig(single, usual_profiles(single))
-    for changes, part in (
-        ({"vocab_size": 96}, "logits is FLOAT [-1, -1, 97], and by the manifest it is FLOAT [1, -1, 96]"),
-        ({"max_length": 128}, "past.0.key is HALF [1, 2, 64, 32], and by the manifest it is HALF [1, 2, 128, 32]"),
-        ({"num_key_value_heads": 4}, "past.0.key is HALF [1, 2, 64, 32]"),
-        ({"num_hidden_layers": 3, "layers": (0, 1, 2)}, "past.2.key, past.2.value, present.2.key of its 15 tensors"),
-        ({"max_batch": 2}, "input_ids is INT64 [1, -1], and by the manifest it is INT64 [-1, -1]"),
+    for sizes, part in (
+        ({"length": 128}, "past.0.key is HALF [1, 2, 64, 32], and by the manifest it is HALF [1, 2, 128, 32]"),
+        ({"heads": 4}, "past.0.key is HALF [1, 2, 64, 32]"),
+        ({"layers": 3}, "past.2.key, past.2.value, present.2.key of its 15 tensors"),
+        ({"slots": 2}, "input_ids is INT64 [1, -1], and by the manifest it is INT64 [-1, -1]"),
+        ({"dtype": "float32"}, "past.0.key is HALF [1, 2, 64, 32], and by the manifest it is FLOAT [1, 2, 64, 32]"),
     ):
-        message = refusal(rig, BundleError, dataclasses.replace(rig.entry, **changes))
-        assert part.replace("[-1, -1, 97]", "[1, -1, 97]") in message
+        message = refusal(rig, BundleError, with_plan(rig, cache=dataclasses.replace(rig.model.entry.cache, **sizes)))
+        assert part in message
         assert message.endswith(f"build it again: {REBUILD}")
+    message = refusal(rig, BundleError, dataclasses.replace(rig.entry, vocab_size=96))
+    assert "logits is FLOAT [1, -1, 97], and by the manifest it is FLOAT [1, -1, 96]" in message
 
 
 def test_a_cache_that_is_not_updated_in_place_is_refused(single: SmallModel) -> None:
@@ -178,10 +181,10 @@ def test_other_profiles_than_the_manifest_says_are_refused(batched: SmallModel) 
     message = refusal(rig, BundleError, with_plan(rig, profiles=(verify,)))
     assert f"it has 2 profiles, and by the manifest 1; build it again: {REBUILD}" in message
     changed = {
-        "batch": (profile(2, 32, 64, rows=8), "profile 1 takes input_ids of [[1, 1], [3, 32], [3, 32]]"),
-        "length": (profile(3, 33, 64, rows=8), "and by the manifest of [[1, 1], [3, 33], [3, 33]]"),
-        "rows": (profile(3, 32, 64, rows=9), "profile 1 takes rows of"),
-        "context": (profile(3, 32, 63, rows=8), "profile 1 takes context of [[1], [64], [64]]"),
+        "batch": (profile(2, 32, 64, rows=8), "profile 1 takes input_ids of [[1, 1], [1, 32], [1, 32]]"),
+        "length": (profile(1, 33, 64, rows=8), "and by the manifest of [[1, 1], [1, 33], [1, 33]]"),
+        "rows": (profile(1, 32, 64, rows=9), "profile 1 takes rows of"),
+        "context": (profile(1, 32, 63, rows=8), "profile 1 takes context of [[1], [64], [64]]"),
     }
     for other, part in changed.values():
         assert part in refusal(rig, BundleError, with_plan(rig, profiles=(verify, other)))
@@ -210,7 +213,7 @@ def test_too_little_memory_says_how_much_and_what_lowers_it(batched: SmallModel,
     rig.library.scratch = scratch
     rig.load()
     needed = sum(len(block) for block in rig.cuda.blocks.values())
-    assert needed > scratch + cache_bytes(batched.entry)
+    assert needed > scratch + batched.entry.cache.bytes
     for total, enough in ((needed, True), (needed - 1, False)):
         tight = Rig(batched, usual_profiles(batched), cuda=FakeCuda(total=total))
         tight.library.scratch = scratch
@@ -220,7 +223,7 @@ def test_too_little_memory_says_how_much_and_what_lowers_it(batched: SmallModel,
         message = refusal(tight, DeviceMemoryError)
         assert message.startswith(f"engine small: {needed / (1 << 30):.2f} GiB of GPU memory are needed (cache ")
         assert f"activations {scratch / (1 << 30):.2f}" in message
-        assert message.endswith("are free; export with a smaller --max-length or --max-batch")
+        assert message.endswith("are free; export with a smaller --max-length or --max-sequences")
         assert "cudaMalloc" not in tight.cuda.called
 
 
@@ -229,7 +232,7 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(single: SmallM
     rig.library.validity = None  # type: ignore[assignment]  # not to be looked at
     message = refusal(rig, DeviceMemoryError)
     assert "(weights 0.00, cache 0.00) and 0.00 of 0.00 are free; export with a smaller --max-length" in message
-    assert not message.endswith("--max-batch")
+    assert not message.endswith("--max-sequences")
 
 
 def test_weights_that_a_plan_gets_from_its_graph_count_as_its_own(single: SmallModel, tmp_path: Path) -> None:
@@ -237,7 +240,7 @@ def test_weights_that_a_plan_gets_from_its_graph_count_as_its_own(single: SmallM
     for name in ("engine.onnx", "engine.bin"):
         (tmp_path / name).write_bytes((single.folder / name).read_bytes())
     files = ("engine.plan", "engine.onnx", "engine.bin")
-    weights, cache = (tmp_path / "engine.bin").stat().st_size, cache_bytes(single.entry)
+    weights, cache = (tmp_path / "engine.bin").stat().st_size, single.entry.cache.bytes
     for stripped, loads in ((True, False), (False, True)):
         rig = Rig(copy, usual_profiles(copy), changes={"stripped": stripped, "files": files})
         rig.cuda.total = cache + weights + copy.plan.stat().st_size - 1
@@ -251,23 +254,19 @@ def test_weights_that_a_plan_gets_from_its_graph_count_as_its_own(single: SmallM
 def test_logits_that_do_not_fit_leave_the_engine_usable(single: SmallModel) -> None:
     rig = Rig(single, (profile(1, 4, 64), profile(1, 32, 64)))
     engine = rig.load()
-    call = (np.arange(4)[None], np.zeros(1, np.int64), np.array([[3]]))
-    expected = engine.forward(*call).copy()
+    few, many = [feed(range(4), rows=[3])], [feed(range(20))]
+    expected = engine.score(few).logits(0).copy()
     rig.cuda.total = rig.cuda._used()
-    many = (np.arange(20)[None], np.zeros(1, np.int64), np.arange(20)[None])
-    with pytest.raises(
-        DeviceMemoryError, match=r"the logits of 20 rows of 1 slots need 0.00 GiB .* ask for fewer rows in one pass"
-    ):
-        engine.forward(*many)
-    np.testing.assert_array_equal(engine.forward(*call), expected)
+    with pytest.raises(DeviceMemoryError, match=r"the logits of 32 rows need 0.00 GiB .* ask for fewer rows in one pass"):
+        engine.score(many).logits(0)
+    np.testing.assert_array_equal(engine.score(few).logits(0), expected)
 
 
 def test_logits_that_the_host_does_not_lock_leave_the_engine_usable(single: SmallModel) -> None:
     rig = Rig(single, (profile(1, 4, 64), profile(1, 32, 64)))
     engine = rig.load()
-    call = (np.arange(4)[None], np.zeros(1, np.int64), np.array([[3]]))
-    many = (np.arange(20)[None], np.zeros(1, np.int64), np.arange(20)[None])
-    expected, blocks = engine.forward(*call).copy(), set(rig.cuda.blocks)
+    few, many = [feed(range(4), rows=[3])], [feed(range(20))]
+    expected, blocks = engine.score(few).logits(0).copy(), set(rig.cuda.blocks)
     for error, kind, part in (
         (
             "cudaErrorMemoryAllocation",
@@ -278,12 +277,12 @@ def test_logits_that_the_host_does_not_lock_leave_the_engine_usable(single: Smal
     ):
         rig.cuda.fail["cudaHostAlloc"] = cudaError_t[error]
         with pytest.raises(QuasarError, match=part) as caught:
-            engine.forward(*many)
+            engine.score(many).logits(0)
         assert type(caught.value) is kind
         assert set(rig.cuda.blocks) == blocks
-        np.testing.assert_array_equal(engine.forward(*call), expected)
+        np.testing.assert_array_equal(engine.score(few).logits(0), expected)
     rig.cuda.fail.clear()
-    np.testing.assert_array_equal(engine.forward(*many), single.reference().forward(*many))
+    np.testing.assert_array_equal(engine.score(many).logits(0), single.reference().score(many).logits(0))
 
 
 @pytest.mark.parametrize(
@@ -362,30 +361,42 @@ def test_context_is_rounded_up_to_few_lengths(last: int, max_length: int, expect
     assert context_length(last, max_length) == expected
 
 
+@pytest.mark.parametrize(
+    ("count", "most", "expected"),
+    [(1, 33, 1), (2, 33, 2), (3, 33, 4), (5, 33, 8), (17, 33, 32), (33, 33, 33), (5, 6, 6), (40, 256, 64), (65, 256, 65)],
+)
+def test_sizes_are_rounded_up_as_far_as_they_may(count: int, most: int, expected: int) -> None:
+    assert round_up(count, most) == expected
+
+
 def test_profiles_are_chosen_at_their_boundaries() -> None:
     verify = profile(2, 8, 1024, least_context=512)
     prefill = profile(2, 128, 4096, rows=8)
     long = profile(2, 256, 4096, rows=1)
+    profiles = (long, prefill, verify)
 
-    def choose(batch: int, length: int, rows: int, last: int) -> tuple[int, int]:
-        index, shape = choose_profile((long, prefill, verify), "e", batch, length, rows, last, 4096)
-        assert (shape.batch, shape.length, shape.rows) == (batch, length, rows)
-        return index, shape.context
+    def choose(*wanted: int, room: int = 4096) -> tuple[int, ...]:
+        chosen = choose_profile(profiles, PassShape(*wanted), room, 4096)
+        assert chosen is not None
+        return (chosen[0], *dataclasses.astuple(chosen[1]))
 
-    assert choose(1, 1, 1, 1) == (2, 512)  # rounded up to what the profile takes
-    assert choose(2, 8, 8, 1024) == (2, 1024)
-    assert choose(2, 8, 8, 1025) == (1, 2048)
-    assert choose(1, 9, 1, 9) == (1, 256)
-    assert choose(1, 128, 8, 4096) == (1, 4096)
-    assert choose(1, 129, 1, 129) == (0, 256)
+    assert choose(1, 1, 1, 1) == (2, 1, 1, 1, 512)  # rounded up to what the profile takes
+    assert choose(2, 8, 8, 1024) == (2, 2, 8, 8, 1024)
+    assert choose(2, 7, 5, 1025) == (1, 2, 8, 8, 2048)
+    assert choose(2, 7, 5, 1025, room=7) == (1, 2, 7, 8, 2048)
+    assert choose(1, 9, 1, 9) == (1, 1, 16, 1, 256)
+    assert choose(1, 128, 8, 4096) == (1, 1, 128, 8, 4096)
+    assert choose(1, 129, 1, 129) == (0, 1, 129, 1, 256)
+    assert choose_profile(profiles, PassShape(3, 1, 1, 1), 4096, 4096) is None
+    assert choose_profile(profiles, PassShape(1, 8, 1, 8), 7, 4096) is None
     for sizes, part in (
-        ((3, 1, 1, 1), r"3 slots in one pass; its plan takes 2 \(export with --max-batch 3\)"),
         ((1, 257, 1, 257), "257 tokens in one pass; its plan takes 256"),
         ((1, 129, 2, 129), "logits of 2 rows in one pass of 129 tokens; its plan takes 1"),
         ((1, 8, 9, 8), "logits of 9 rows in one pass of 8 tokens; its plan takes 8"),
     ):
-        with pytest.raises(UsageError, match=part):
-            choose(*sizes)
+        wanted = PassShape(*sizes)
+        assert choose_profile(profiles, wanted, 4096, 4096) is None
+        assert part in limit_passed(profiles, wanted, 4096)
 
 
 def test_the_fake_cuda_has_nothing_that_the_real_one_lacks() -> None:

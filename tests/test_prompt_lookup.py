@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quasar.runtime.proposers.prompt_lookup import PromptLookup
+from quasar.runtime.proposers.proposer import Ask, Draft
 from quasar.runtime.sampler import Sampler
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.sequence import Sequence
@@ -24,16 +25,24 @@ def brute_force(tokens: list[int], limit: int, sizes: range) -> list[int]:
     return []
 
 
-def sequence(tokens: list[int]) -> Sequence:
-    return Sequence(tokens, Sampler(SamplingParams(), 0))
+def join(lookup: PromptLookup, tokens: list[int]) -> Sequence:
+    sequence = Sequence(list(tokens), Sampler(SamplingParams(), 0))
+    lookup.join(sequence)
+    return sequence
 
 
-def propose(lookup: PromptLookup, tokens: list[int], limit: int = 5) -> list[int]:
-    return [draft.token for draft in lookup.propose(sequence(tokens), limit)]
+def propose(lookup: PromptLookup, sequence: Sequence, limit: int = 5) -> list[int]:
+    return [draft.token for draft in lookup.propose([Ask(sequence, limit)])[0]]
+
+
+def drafts(tokens: list[int], limit: int) -> list[Draft]:
+    lookup = PromptLookup()
+    return lookup.propose([Ask(join(lookup, tokens), limit)])[0]
 
 
 def proposed(tokens: list[int], limit: int = 5) -> list[int]:
-    return propose(PromptLookup(), tokens, limit)
+    """What a proposer says that never saw anything else."""
+    return [draft.token for draft in drafts(tokens, limit)]
 
 
 @settings(max_examples=100, deadline=None)
@@ -45,59 +54,79 @@ def test_a_proposal_is_what_a_full_scan_finds(tokens: list[int], limit: int) -> 
 @settings(max_examples=100, deadline=None)
 @given(TEXTS, st.integers(1, 4), st.integers(0, 3))
 def test_other_ngram_sizes_are_respected(tokens: list[int], low: int, more: int) -> None:
-    found = propose(PromptLookup(low, low + more), tokens, 4)
-    assert found == brute_force(tokens, 4, range(low + more, low - 1, -1))
+    lookup = PromptLookup(low, low + more)
+    assert propose(lookup, join(lookup, tokens), 4) == brute_force(tokens, 4, range(low + more, low - 1, -1))
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=8))
 def test_an_index_grown_in_steps_equals_a_fresh_one(steps: list[list[int]]) -> None:
-    lookup, text = PromptLookup(), sequence([])
-    lookup.begin(text, reuse=False)
+    lookup = PromptLookup()
+    text = join(lookup, [])
     for step in steps:
         text.tokens.extend(step)
-        assert propose(lookup, text.tokens, 4) == proposed(text.tokens, 4)
+        assert propose(lookup, text, 4) == proposed(text.tokens, 4)
 
 
 @settings(max_examples=200, deadline=None)
 @given(TEXTS, st.lists(st.tuples(st.integers(0, 8), TEXTS), min_size=1, max_size=5))
 def test_a_rewound_index_equals_a_fresh_one(tokens: list[int], cuts: list[tuple[int, list[int]]]) -> None:
     """Rounds read what is proposed, and take back what was not accepted."""
-    lookup, tokens = PromptLookup(), list(tokens)
-    lookup.begin(sequence(tokens), reuse=False)
-    for taken_back, more in cuts:
-        propose(lookup, tokens)
-        del tokens[max(len(tokens) - taken_back, 0) :]
-        lookup.rewind(len(tokens))
-        tokens.extend(more)
-        assert propose(lookup, tokens) == proposed(tokens)
-
-
-@settings(max_examples=50, deadline=None)
-@given(TEXTS, TEXTS, st.booleans())
-@example([1, 2, 9, 9], [3, 1, 2], True)
-@example([1, 2, 3], [1, 2, 3], False)
-def test_a_second_sequence_sees_nothing_of_the_first(first: list[int], second: list[int], reuse: bool) -> None:
     lookup = PromptLookup()
-    assert propose(lookup, first, 4) == proposed(first, 4)
-    lookup.begin(sequence(second), reuse)
-    assert propose(lookup, second, 4) == proposed(second, 4)
+    text = join(lookup, tokens)
+    for taken_back, more in cuts:
+        propose(lookup, text)
+        del text.tokens[max(len(text.tokens) - taken_back, 0) :]
+        lookup.settle(text, len(text.tokens))
+        text.tokens.extend(more)
+        assert propose(lookup, text) == proposed(text.tokens)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(TEXTS, min_size=2, max_size=4),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6), TEXTS, st.booleans()), max_size=12),
+)
+def test_sequences_see_nothing_of_each_other(texts: list[list[int]], events: list[tuple[int, int, list[int], bool]]) -> None:
+    """They grow, shrink, leave and come again in any order, and all are asked at once."""
+    lookup = PromptLookup()
+    sequences = [join(lookup, text) for text in texts]
+    for which, taken_back, more, leaves in [(0, 0, list[int](), False), *events]:
+        text = sequences[which % len(sequences)]
+        if leaves:
+            lookup.leave(text)
+            sequences[which % len(sequences)] = join(lookup, more)
+        else:
+            del text.tokens[max(len(text.tokens) - taken_back, 0) :]
+            lookup.settle(text, len(text.tokens))
+            text.tokens.extend(more)
+        shown = lookup.propose([Ask(one, 4) for one in sequences])
+        assert [[draft.token for draft in one] for one in shown] == [proposed(one.tokens, 4) for one in sequences]
+
+
+def test_a_sequence_that_left_is_forgotten_and_may_leave_twice() -> None:
+    lookup = PromptLookup()
+    text = join(lookup, [1, 2, 1])
+    lookup.leave(text)
+    lookup.leave(text)
+    assert not lookup._indexes
 
 
 @settings(max_examples=50, deadline=None)
 @given(TEXTS, st.integers(0, 12))
 def test_proposing_leaves_the_sequence_alone_and_is_repeatable(tokens: list[int], limit: int) -> None:
-    lookup, text = PromptLookup(), sequence(list(tokens))
-    once = list(lookup.propose(text, limit))
-    assert list(lookup.propose(text, limit)) == once
+    lookup = PromptLookup()
+    text = join(lookup, tokens)
+    once = lookup.propose([Ask(text, limit)])
+    assert lookup.propose([Ask(text, limit)]) == once
     assert text.tokens == tokens
-    assert len(once) in (0, limit)
-    assert all(draft.distribution is None for draft in once)
+    assert len(once[0]) in (0, limit)
+    assert all(draft.distribution is None for draft in once[0])
 
 
 def test_the_grade_is_the_length_of_the_string_that_a_token_follows() -> None:
     def grades(tokens: list[int], limit: int) -> list[object]:
-        return [draft.grade for draft in PromptLookup().propose(sequence(tokens), limit)]
+        return [draft.grade for draft in drafts(tokens, limit)]
 
     assert grades([5, 5], 3) == [1, 2, 3]
     assert grades([1, 2, 3, 4, 1, 2, 3], 2) == [3, 4]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from quasar.engines.errors import UsageError
 from quasar.runtime import Model, SamplingParams, load
 from quasar.runtime.chat_template import ChatTemplates
-from quasar.runtime.serving.settings import Settings, parse_settings
-from quasar.runtime.serving.triton.request import Order, read_request
+from quasar.runtime.model_options import ModelOptions, options_from_strings
+from quasar.runtime.serving.limits import queue_limit_of
+from quasar.runtime.serving.triton.request import TritonOrder, read_request
 from quasar.runtime.serving.triton.tensors import INPUTS, OUTPUTS
 
 QUESTION = "Tom has 3 boxes of 8 pens. How many pens are there?"
@@ -36,7 +38,7 @@ def text(*values: str) -> np.ndarray:
 CHAT = text(json.dumps(MESSAGES))
 
 
-def read(model: Model, **tensors: Any) -> Order:
+def read(model: Model, **tensors: Any) -> TritonOrder:
     return read_request(model, {"text_input": text(QUESTION), **tensors})
 
 
@@ -178,11 +180,14 @@ def test_names_of_the_openai_frontend_are_declared() -> None:
     assert {"text_output", "num_input_tokens", "num_output_tokens"} <= {spec.name for spec in OUTPUTS}
 
 
-def test_settings_survive_the_configuration() -> None:
-    settings = Settings("plain", "onnxruntime", "cpu", 2, "4", "rejection", True, 3, "off")
-    assert parse_settings(settings.to_parameters()) == settings
-    assert Settings().to_parameters() == {}
-    assert parse_settings({"EXECUTION_ENV_PATH": "x"}) == Settings()
+def test_options_survive_the_configuration() -> None:
+    options = ModelOptions(
+        "plain", 3, "onnxruntime", "cpu", 2, True, (4, 16), "rejection", True, False, "off", Path("prepacked")
+    )  # none is the default
+    assert len(options.to_strings()) == len(fields(ModelOptions))
+    assert options_from_strings(options.to_strings()) == options
+    assert ModelOptions().to_strings() == {}
+    assert options_from_strings({"EXECUTION_ENV_PATH": "x", "queue_limit": "3"}) == ModelOptions()
 
 
 @pytest.mark.parametrize(
@@ -191,8 +196,16 @@ def test_settings_survive_the_configuration() -> None:
         ({"threads": "two"}, "threads is 'two'"),
         ({"sequences": "0"}, "sequences is 0"),
         ({"batch_invariant": "1"}, "batch_invariant"),
+        ({"draft_length": "a"}, "a: give a number"),
     ],
 )
-def test_bad_settings_are_named(parameters: dict[str, str], message: str) -> None:
+def test_bad_parameters_of_a_configuration_are_named(parameters: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        parse_settings(parameters)
+        options_from_strings(parameters)
+
+
+def test_a_queue_limit_is_read_where_it_stands() -> None:
+    assert queue_limit_of({"queue_limit": "0"}) == 0
+    assert queue_limit_of({"sequences": "2"}) is None
+    with pytest.raises(UsageError, match="parameter queue_limit is '-1'; give a number"):
+        queue_limit_of({"queue_limit": "-1"})

@@ -1,158 +1,35 @@
-"""Tier 0: the suffix tree against counting by hand, and what is proposed from it."""
+"""Tier 0: what the suffix tree of a text, and that of a pool, makes proposals of."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_suffix_tree import EDITS, TEXTS, occurrences
 
+from quasar.runtime.proposers.proposer import Ask, Draft
 from quasar.runtime.proposers.suffix import Suffix, SuffixPool
-from quasar.runtime.proposers.suffix_tree import Match, SuffixTree
+from quasar.runtime.proposers.suffix_tree import MAX_DEPTH
 from quasar.runtime.sampler import Sampler
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.sequence import Sequence
 
-TEXTS = st.one_of(*(st.lists(st.integers(0, size), max_size=30) for size in (0, 1, 3)))
-DEPTHS = st.sampled_from([1, 2, 3, 5, 64])
-EDITS = st.lists(st.tuples(st.integers(0, 8), TEXTS), min_size=1, max_size=5)
-"""Tokens taken back, and those added then."""
-Text = tuple[int, ...]
+
+def join(proposer: Suffix, tokens: list[int], prompt_length: int = 0) -> Sequence:
+    """A sequence of the proposer, whose prompt are the first `prompt_length` tokens."""
+    sequence = Sequence(list(tokens[:prompt_length]), Sampler(SamplingParams(), prompt_length))
+    proposer.join(sequence)
+    sequence.tokens.extend(tokens[prompt_length:])
+    return sequence
 
 
-def occurrences(texts: list[list[int]], depth: int) -> Counter[Text]:
-    """How often every string of up to `depth` tokens occurs."""
-    return Counter(
-        tuple(text[i : i + size]) for text in texts for size in range(1, depth + 1) for i in range(len(text) - size + 1)
-    )
-
-
-def find(tree: SuffixTree, string: Text) -> Match | None:
-    match = tree.root_match(string[0])
-    for token in string[1:]:
-        if match is None:
-            return None
-        match = match.follow(token)
-    return match
-
-
-def check(tree: SuffixTree, texts: list[list[int]], depth: int) -> None:
-    """Every string that occurs is found with its count, and none that does not."""
-    counts = occurrences(texts, depth)
-    for string, count in counts.items():
-        match = find(tree, string)
-        assert match is not None, string
-        assert match.length == len(string)
-        # a node without children goes on in one text only: its other occurrences ended there, or none was followed yet
-        assert (1 if match.ahead else match.node.count) == count, string
-    for string in {(*string[:-1], 9) for string in counts} | {(*string, 9) for string in counts if len(string) < depth}:
-        assert find(tree, string) is None
-    for string in {(*string, token) for string in counts for token in range(4) if len(string) < depth}:
-        assert (find(tree, string) is not None) == (string in counts), string
-
-
-def grow(tree: SuffixTree, text: list[int]) -> list[int]:
-    tree.begin()
-    for token in text:
-        tree.append(token)
-    return tree.text
-
-
-# ------------------------------------------------------------------------------------------------ the tree
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(TEXTS, min_size=1, max_size=4), DEPTHS)
-def test_counts_are_those_of_a_full_scan(texts: list[list[int]], depth: int) -> None:
-    tree = SuffixTree(depth)
-    for text in texts:
-        grow(tree, text)
-    check(tree, texts, depth)
-
-
-@settings(max_examples=100, deadline=None)
-@given(TEXTS, EDITS, DEPTHS)
-def test_a_rewound_tree_counts_what_is_left(earlier: list[int], edits: list[tuple[int, list[int]]], depth: int) -> None:
-    tree, text = SuffixTree(depth), []
-    grow(tree, earlier)
-    tree.begin()
-    for taken_back, more in edits:
-        del text[max(len(text) - taken_back, 0) :]
-        tree.rewind(len(text))
-        text.extend(more)
-        for token in more:
-            tree.append(token)
-        assert tree.text == text
-        check(tree, [earlier, text], depth)
-
-
-@settings(max_examples=100, deadline=None)
-@given(TEXTS, TEXTS, DEPTHS)
-def test_matches_are_the_ends_of_the_text_that_occur_elsewhere_too(earlier: list[int], text: list[int], depth: int) -> None:
-    tree = SuffixTree(depth)
-    grow(tree, earlier)
-    grow(tree, text)
-    counts = occurrences([earlier, text], depth)
-    expected = [size for size in range(min(depth - 1, len(text)), 0, -1) if counts[tuple(text[len(text) - size :])] > 1]
-    assert [match.length for match in tree.matches()] == expected
-    assert [match.node.count for match in tree.matches()] == [counts[tuple(text[len(text) - size :])] for size in expected]
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(TEXTS, min_size=1, max_size=6), DEPTHS, st.data())
-def test_a_removed_text_leaves_the_others(texts: list[list[int]], depth: int, data: st.DataObject) -> None:
-    tree = SuffixTree(depth)
-    kept = [grow(tree, text) for text in texts]
-    tree.begin()
-    while kept:
-        tree.remove(kept.pop(data.draw(st.integers(0, len(kept) - 1))))
-        check(tree, kept, depth)
-    assert tree.root_match(0) is None
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(TEXTS, max_size=8), st.integers(1, 40), DEPTHS)
-def test_the_pool_holds_the_newest_outputs_that_fit(outputs: list[list[int]], limit: int, depth: int) -> None:
-    pool = SuffixPool(limit, depth)
-    held: list[list[int]] = []
-    for output in outputs:
-        pool.add(output)
-        held.append(output[:limit])
-        while sum(map(len, held)) > limit:
-            held.pop(0)
-        check(pool.tree, held, depth)
-
-
-@settings(max_examples=100, deadline=None)
-@given(TEXTS.filter(bool), st.integers(1, 6))
-def test_probabilities_are_shares_of_what_followed(text: list[int], steps: int) -> None:
-    tree = SuffixTree()
-    grow(tree, text)
-    counts = occurrences([text], len(text))
-    for match in tree.matches():
-        string, probability = tuple(text[len(text) - match.length :]), 1.0
-        for (token, shown), _ in zip(match.continuation(), range(steps), strict=False):
-            followed = [counts[(*string, other)] for other in range(4)]
-            if not any(followed):
-                break  # past the end of the text
-            assert followed[token] == max(followed)
-            probability *= followed[token] / sum(followed)
-            assert shown == pytest.approx(probability)
-            string = (*string, token)
-
-
-# ------------------------------------------------------------------------------------------------ the proposals
-
-
-def sequence(tokens: list[int], prompt_length: int = 0) -> Sequence:
-    made = Sequence(tokens[:prompt_length], Sampler(SamplingParams(), prompt_length))
-    made.tokens.extend(tokens[prompt_length:])
-    return made
+def drafts(proposer: Suffix, sequence: Sequence, limit: int = 32) -> list[Draft]:
+    return proposer.propose([Ask(sequence, limit)])[0]
 
 
 def propose(proposer: Suffix, tokens: list[int], limit: int = 32) -> list[int]:
-    return [draft.token for draft in proposer.propose(sequence(list(tokens)), limit)]
+    """What is proposed for a text that the proposer did not know."""
+    return [draft.token for draft in drafts(proposer, join(proposer, tokens), limit)]
 
 
 def pooled(*outputs: list[int]) -> Suffix:
@@ -223,57 +100,128 @@ def test_the_pool_is_asked_where_the_text_says_nothing() -> None:
     assert propose(pooled([1, 2, 8, 9]), [1, 2]) == [8, 9]
 
 
-def test_only_the_output_of_an_ended_sequence_is_remembered() -> None:
+def test_only_the_output_of_a_sequence_that_left_is_remembered() -> None:
     proposer = Suffix(SuffixPool())
-    first = sequence([1, 2, 3, 5, 6, 7], prompt_length=3)
-    proposer.begin(first, reuse=False)
+    first = join(proposer, [1, 2, 3, 5, 6, 7], prompt_length=3)
     assert propose(proposer, [5]) == []
-    proposer.begin(first, reuse=False)
-    proposer.end(first)
-    for text, expected in (([1, 2], []), ([5, 6], [7])):
-        proposer.begin(sequence(text), reuse=False)
-        assert propose(proposer, text, 1) == expected
+    proposer.leave(first)
+    assert propose(proposer, [1, 2]) == []
+    assert propose(proposer, [5, 6], 1) == [7]
+    proposer.leave(first)  # again: nothing is added twice
+    assert proposer._pool is not None
+    assert proposer._pool._tokens == 3
+
+
+def test_a_pool_that_is_emptied_proposes_nothing_any_more() -> None:
+    proposer = pooled([1, 2, 8, 9])
+    open_text = join(proposer, [1, 2])
+    assert [draft.token for draft in drafts(proposer, open_text)] == [8, 9]
+    proposer.forget()
+    assert drafts(proposer, open_text) == []
+    assert propose(proposer, [1, 2]) == []
 
 
 def test_the_grade_is_the_length_of_the_match_and_the_probability_in_quarters() -> None:
-    drafts = list(Suffix().propose(sequence([1, 2, 7, 7, 0, 1, 2, 8, 8, 0, 1, 2, 7, 7, 4, 1, 2]), 32))
-    assert [draft.grade for draft in drafts] == [(2, 3), (3, 3)]
-    assert all(draft.distribution is None for draft in drafts)
+    proposer = Suffix()
+    made = drafts(proposer, join(proposer, [1, 2, 7, 7, 0, 1, 2, 8, 8, 0, 1, 2, 7, 7, 4, 1, 2]))
+    assert [draft.grade for draft in made] == [(2, 3), (3, 3)]
+    assert all(draft.distribution is None for draft in made)
 
 
-@settings(max_examples=150, deadline=None)
+def places(proposer: Suffix, sequence: Sequence) -> list[list[int]]:
+    """Of each token of a text, the lengths of the strings that end with it and occur in the pool."""
+    return [[match.length for match in ends] for ends in proposer._texts[sequence]._pooled]
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.lists(TEXTS, max_size=3), TEXTS, EDITS, st.booleans())
 def test_a_rewound_proposer_equals_a_fresh_one(
-    outputs: list[list[int]], text: list[int], edits: list[tuple[int, list[int]]], with_pool: bool
+    outputs: list[list[int]], tokens: list[int], edits: list[tuple[int, list[int]]], with_pool: bool
 ) -> None:
     def fresh() -> Suffix:
         return pooled(*outputs) if with_pool else Suffix()
 
-    proposer, text = fresh(), list(text)
-    proposer.begin(sequence(text), reuse=True)
+    proposer = fresh()
+    text = join(proposer, tokens)
     for taken_back, more in edits:
-        propose(proposer, text)
-        del text[max(len(text) - taken_back, 0) :]
-        proposer.rewind(len(text))
-        text.extend(more)
-        again, other = list(proposer.propose(sequence(text), 20)), fresh()
-        assert again == list(other.propose(sequence(text), 20))
-        assert [[match.length for match in ends] for ends in proposer._pooled] == [
-            [match.length for match in ends] for ends in other._pooled
-        ]
-        assert again == list(proposer.propose(sequence(text), 20))
+        drafts(proposer, text)
+        del text.tokens[max(len(text.tokens) - taken_back, 0) :]
+        proposer.settle(text, len(text.tokens))
+        text.tokens.extend(more)
+        other = fresh()
+        same = join(other, text.tokens)
+        assert drafts(proposer, text, 20) == drafts(other, same, 20) == drafts(proposer, text, 20)
+        assert places(proposer, text) == places(other, same)
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(TEXTS, max_size=3), TEXTS, DEPTHS)
-def test_the_place_in_the_pool_is_every_end_of_the_text_that_occurs_there(
-    outputs: list[list[int]], text: list[int], depth: int
-) -> None:
-    pool = SuffixPool(depth=64)
-    for output in outputs:
-        pool.add(output)
-    proposer = Suffix(pool)
-    proposer.begin(sequence(list(text)), reuse=False)
+@given(st.lists(TEXTS, max_size=3), TEXTS)
+def test_the_place_in_the_pool_is_every_end_of_the_text_that_occurs_there(outputs: list[list[int]], tokens: list[int]) -> None:
+    proposer = pooled(*outputs)
+    text = join(proposer, tokens)
+    drafts(proposer, text)
     counts = occurrences(outputs, 30)
-    expected = [size for size in range(len(text), 0, -1) if tuple(text[len(text) - size :]) in counts]
-    assert [match.length for match in (proposer._pooled[-1] if text else [])] == expected
+    expected = [size for size in range(len(tokens), 0, -1) if tuple(tokens[len(tokens) - size :]) in counts]
+    assert places(proposer, text)[-1:] == ([expected] if tokens else [])
+
+
+# ------------------------------------------------------------------------------------------------ several sequences
+
+Event = tuple[int, int, list[int], bool]
+EVENTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6), TEXTS, st.booleans()), max_size=8)
+"""Of each: the sequence, what is taken back of it, what is added to it, and whether it leaves then."""
+
+
+def play(proposer: Suffix, outputs: list[list[int]], sequences: list[Sequence], events: list[Event]) -> None:
+    """After every event, each open sequence is proposed what a proposer says that reads its text, and the pool's, afresh."""
+    with_pool = proposer._pool is not None
+    for which, taken_back, more, leaves in [(0, 0, list[int](), False), *events]:
+        text = sequences[which % len(sequences)]
+        del text.tokens[max(len(text.tokens) - taken_back, text.prompt_length) :]
+        proposer.settle(text, len(text.tokens))
+        text.tokens.extend(more)
+        if leaves:
+            proposer.leave(text)
+            outputs = [*outputs, text.new_tokens]
+            sequences[which % len(sequences)] = join(proposer, more, len(more))
+        shown = proposer.propose([Ask(one, 20) for one in sequences])
+        for one, made in zip(sequences, shown, strict=True):
+            fresh = pooled(*outputs) if with_pool else Suffix()
+            assert made == drafts(fresh, join(fresh, one.tokens), 20)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TEXTS, min_size=2, max_size=4), EVENTS)
+def test_sequences_without_a_pool_see_nothing_of_each_other(texts: list[list[int]], events: list[Event]) -> None:
+    proposer = Suffix()
+    play(proposer, [], [join(proposer, text, len(text)) for text in texts], events)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(TEXTS, max_size=3), st.lists(TEXTS, min_size=2, max_size=4), EVENTS)
+def test_a_pool_that_changes_gives_open_sequences_what_a_fresh_proposer_would(
+    outputs: list[list[int]], texts: list[list[int]], events: list[Event]
+) -> None:
+    proposer = pooled(*outputs)
+    play(proposer, outputs, [join(proposer, text, len(text)) for text in texts], events)
+
+
+@pytest.mark.parametrize("length", [MAX_DEPTH - 1, MAX_DEPTH, MAX_DEPTH + 1, 3 * MAX_DEPTH])
+def test_a_text_longer_than_the_tree_is_deep_is_found_again_in_a_pool_that_changes(length: int) -> None:
+    proposer = Suffix(SuffixPool())
+    story = list(range(length + 40))
+    first, second = join(proposer, story, 0), join(proposer, story[:length], length)
+    assert drafts(proposer, second) == []
+    proposer.leave(first)
+    fresh = pooled(story)
+    assert drafts(proposer, second) == drafts(fresh, join(fresh, story[:length])) != []
+    assert [draft.token for draft in drafts(proposer, second)] == story[length : length + 32]
+
+
+def test_a_pool_that_forgets_its_oldest_output_forgets_it_for_open_sequences_too() -> None:
+    proposer = Suffix(SuffixPool(max_tokens=6))
+    first, second, third = join(proposer, [1, 2, 8, 9], 0), join(proposer, [4, 5, 6, 7], 0), join(proposer, [1, 2], 2)
+    proposer.leave(first)
+    assert [draft.token for draft in drafts(proposer, third)] == [8, 9]
+    proposer.leave(second)
+    assert drafts(proposer, third) == []

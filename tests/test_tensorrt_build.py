@@ -25,8 +25,8 @@ from quasar.engines.errors import BuildError, BundleError, UsageError
 from quasar.engines.tensorrt.build import VERIFY_ROWS, BuildOptions, BuiltPlan, build_plan, check_build, plan_profiles
 from quasar.engines.tensorrt.cuda import has_gpu
 from quasar.engines.tensorrt.library import Log
-from quasar.exporter import plans
 from quasar.exporter.cli import main as export_main
+from quasar.exporter.plans import build as plans_build
 from quasar.exporter.plans.build import int8_products
 from quasar.runtime import SamplingParams, load
 from quasar.runtime.chain.drafting import LONGEST_DRAFT
@@ -63,8 +63,8 @@ def check_structure(built: BuiltPlan, entry: EngineEntry, int8: int, int4: int) 
         layers = [layer for layer in built.layers if layer.profile == profile]
         assert sum(layer.is_int8_product for layer in layers) == int8
         assert sum(any(tensor.dtype == "Int4" for tensor in layer.constants) for layer in layers) == int4
-        assert sum(layer.is_attention for layer in layers) == entry.num_hidden_layers
-        for i in range(entry.num_hidden_layers):
+        assert sum(layer.is_attention for layer in layers) == entry.cache.layers
+        for i in range(entry.cache.layers):
             for kind in ("key", "value"):
                 assert sum(layer.updates(f"present.{i}.{kind}") for layer in layers) == 1
                 # nothing else writes a cache, and the buffer that comes in is not read as another one
@@ -99,7 +99,7 @@ def test_int8_weights_and_embedding_rows_are_stored_once_for_both_runtimes(rtx_b
 def test_the_verify_profile_takes_the_longest_draft() -> None:
     assert VERIFY_ROWS == LONGEST_DRAFT + 1
     assert [(p.length.most, p.rows.most, p.context.most) for p in plan_profiles(4, 4096)] == [(33, 33, 4096), (256, 256, 4096)]
-    assert [(p.length.most, p.batch.most) for p in plan_profiles(4, 16)] == [(16, 4), (16, 4)]
+    assert [(p.length.most, p.batch.most) for p in plan_profiles(4, 16)] == [(16, 4), (16, 1)]
 
 
 @needs_no_gpu
@@ -169,17 +169,18 @@ def test_two_layers_as_wide_as_qwen3_0_6b(tmp_path: Path) -> None:
         check_structure(build_again(output, name, tmp_path / f"{name}.plan"), entry, int8 - (kept if int8 else 0), int4)
 
 
-def test_batches_have_dynamic_caches(tmp_path: Path) -> None:
+def test_plans_for_several_sequences_have_dynamic_caches(tmp_path: Path) -> None:
     output = tmp_path / "bundle"
-    arguments = ["--model", "demo", "--engines", "int8", "--backend", RTX, "--max-batch", "3", "--max-length", "64"]
+    arguments = ["--model", "demo", "--engines", "int8", "--backend", RTX, "--max-sequences", "3", "--max-length", "64"]
     assert export_main([*arguments, "--alpha", "0.5", "--num-samples", "4", "--output", str(output)]) == 0
     _, plan = planned(output, "int8")
-    assert [profile.batch.most for profile in plan.profiles] == [3, 3]
+    assert [profile.batch.most for profile in plan.profiles] == [3, 1]
+    assert (plan.cache.slots, plan.cache.length, plan.cache.dtype) == (3, 64, "float16")
     built = build_again(output, "int8", tmp_path / "int8.plan")
     updated = [layer for layer in built.layers if layer.updates("present.5.value")]
     assert [tensor.shape for layer in updated for tensor in layer.outputs if tensor.name.startswith("present.5.value")] == [
-        (-1, 2, 64, 64),
-        (-1, 2, 64, 64),
+        (-1, 2, 64, 64),  # verification, of any number of slots
+        (1, 2, 64, 64),  # a chunk of a prompt
     ]
 
 
@@ -294,7 +295,7 @@ def test_every_compute_capability_that_is_offered_is_accepted() -> None:
 def test_a_failed_build_leaves_its_graphs_and_the_commands_that_bisect_it(
     tmp_path: Path, rtx_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(plans, "int8_products", lambda entry, precision: 99)
+    monkeypatch.setattr(plans_build, "int8_products", lambda entry, precision: 99)
     output = tmp_path / "bundle"
     arguments = ["--model", "demo", "--engines", "int8", "--alpha", "0.5", "--num-samples", "4", "--max-length", "64"]
     for _ in range(2):  # the second replaces what the first left
@@ -318,7 +319,7 @@ def test_a_failed_build_leaves_its_graphs_and_the_commands_that_bisect_it(
 
 
 def test_somebody_elses_directory_is_not_taken_for_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "int8_products", lambda entry, precision: 99)
+    monkeypatch.setattr(plans_build, "int8_products", lambda entry, precision: 99)
     mine = tmp_path / "bundle.failed"
     mine.mkdir()
     (mine / "notes.txt").write_text("mine")
@@ -349,7 +350,7 @@ def test_plans_are_built_again_for_another_gpu(tmp_path: Path, rtx_bundle: Path,
 def test_a_rebuild_that_fails_leaves_the_bundle_as_it_was(
     tmp_path: Path, rtx_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(plans, "int8_products", lambda entry, precision: 99)
+    monkeypatch.setattr(plans_build, "int8_products", lambda entry, precision: 99)
     before = {path: path.stat().st_mtime_ns for path in rtx_bundle.rglob("*")}
     assert export_main(["--rebuild", str(rtx_bundle), "--backend", RTX]) == 3
     error = capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_the_model_is_whole(demo_bundle: Path, tmp_path: Path) -> None:
     assert (config.name, config.backend, config.model_transaction_policy.decoupled) == ("m", "python", True)
     assert [(group.count, group.kind) for group in config.instance_group] == [(3, pb.ModelInstanceGroup.KIND_CPU)]
     parameters = {name: value.string_value for name, value in config.parameters.items()}
-    assert parameters == {"chain": "prompt-lookup > int8 > float", "threads": "1", "sequences": "4"}
+    assert parameters == {"chain": "prompt-lookup > int8 > float", "threads": "1", "sequences": "8"}
     assert [tensor.name for tensor in config.input] == [spec.name for spec in INPUTS]
     assert all(tensor.optional for tensor in config.input)
     assert [tensor.name for tensor in config.output] == [spec.name for spec in OUTPUTS]
@@ -60,9 +61,9 @@ def test_the_model_is_whole(demo_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_the_warm_up_is_a_request_that_the_model_answers(demo_bundle: Path, tmp_path: Path) -> None:
-    assert write(demo_bundle, tmp_path, "--sequences", "2") == 0
+    assert write(demo_bundle, tmp_path) == 0
     (sample,) = config_of(tmp_path / "m").model_warmup
-    assert (sample.batch_size, sample.count) == (1, 2)  # once in each cache
+    assert (sample.batch_size, sample.count) == (1, 1)
     types = {pb.TYPE_INT64: np.int64, pb.TYPE_INT32: np.int32, pb.TYPE_BOOL: np.bool_}
     tensors = {}
     for name, given in sample.inputs.items():
@@ -71,6 +72,21 @@ def test_the_warm_up_is_a_request_that_the_model_answers(demo_bundle: Path, tmp_
     with load(demo_bundle) as model:
         order = read_request(model, tensors)
         assert len(model.answer(order.prompt, order.params).finish().ids) == 16
+
+
+def test_sequences_are_as_many_as_all_engines_of_the_chain_were_exported_for(demo_bundle: Path, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for engine, slots in (("int8", 3), ("float", 20)):
+        manifest["engines"][engine]["cache"]["slots"] = slots
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    for chain, sequences in (("int8 > float", "3"), ("int4 > float", "8"), ("float", "8")):  # no more than 8 unless asked for
+        assert write(bundle, tmp_path, "--chain", chain) == 0
+        assert config_of(tmp_path / "m").parameters["sequences"].string_value == sequences
+    assert write(bundle, tmp_path, "--chain", "float", "--sequences", "20", "--queue-limit", "5") == 0
+    parameters = config_of(tmp_path / "m").parameters
+    assert (parameters["sequences"].string_value, parameters["queue_limit"].string_value) == ("20", "5")
+    assert "each works on 20 answer(s) at the same time" in (tmp_path / "m" / "README.md").read_text()
 
 
 def test_a_copy_holds_the_bundle_and_nothing_else(demo_bundle: Path, tmp_path: Path) -> None:
@@ -119,6 +135,8 @@ def test_a_file_in_the_way_is_left(demo_bundle: Path, tmp_path: Path, capsys: Ca
         (["--threads", "-1"], "threads is -1"),
         (["--provider", "foo"], "unknown provider 'foo'"),
         (["--sequences", "0"], "sequences is 0"),
+        (["--sequences", "9"], "9 sequences, and it was exported for 8"),
+        (["--queue-limit", "-1"], "--queue-limit -1: give the most requests that may wait"),
         (["--backend", "tensorrt"], "there is no plan of it"),
         (["--backend", "vllm"], "unknown backend 'vllm'"),
         (["--draft-length", "1,2"], "draft_length has 2 numbers"),

@@ -45,7 +45,7 @@ QUESTIONS = [
         strict=True,
     )
 ]
-COUNTERS = ("rounds", "proposed_tokens", "accepted_tokens", "generated_tokens")
+COUNTERS = ("rounds", "proposed_tokens", "accepted_tokens", "generated_tokens", "prompt_tokens", "cached_prompt_tokens")
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the server's wheel is for Linux")
 
@@ -72,7 +72,7 @@ def repository(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("repository")
     # batch invariant: else a near-tie may be decided otherwise than in another run, by what pacing measures
     write(demo_bundle, folder, "demo", "--batch-invariant")
-    write(demo_bundle, folder, "other", "--chain", "int8", "--sequences", "1")
+    write(demo_bundle, folder, "other", "--chain", "int8", "--sequences", "1", "--queue-limit", "0")
     write(demo_bundle, folder, "broken", "--copy")
     weights = folder / "broken" / "1" / "bundle" / "int8.bin"
     data = bytearray(weights.read_bytes())
@@ -108,9 +108,9 @@ def client(server: TritonServer) -> Iterator[Client]:
         yield opened
 
 
-def post(server: TritonServer, path: str, **body: Any) -> tuple[int, str]:
-    """(status, body) of a request to the model `demo`."""
-    request = urllib.request.Request(f"{server.url}/v2/models/demo/{path}", json.dumps(body).encode())
+def post(server: TritonServer, path: str, model: str = "demo", **body: Any) -> tuple[int, str]:
+    """(status, body) of a request."""
+    request = urllib.request.Request(f"{server.url}/v2/models/{model}/{path}", json.dumps(body).encode())
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
             return response.status, response.read().decode()
@@ -118,8 +118,8 @@ def post(server: TritonServer, path: str, **body: Any) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def metric(server: TritonServer, name: str) -> float:
-    found = re.findall(rf'^{name}{{model="demo",version="1"}} (\S+)$', server.metrics(), re.MULTILINE)
+def metric(server: TritonServer, name: str, model: str = "demo") -> float:
+    found = re.findall(rf'^{name}{{model="{model}",version="1"}} (\S+)$', server.metrics(), re.MULTILINE)
     assert len(found) == 1, name
     return float(found[0])
 
@@ -212,19 +212,27 @@ def test_the_prompt_goes_before_the_answer_where_asked_for(client: Client, libra
     assert answer.text == "1 + 1 =" + own.text
 
 
-def test_eight_clients_at_once_get_the_librarys_answers(server: TritonServer, library: Model) -> None:
-    params = SamplingParams(max_new_tokens=80, ignore_eos=True)
+def test_eight_clients_at_once_get_the_librarys_answers_and_share_passes(server: TritonServer, library: Model) -> None:
+    params = SamplingParams(max_new_tokens=200, ignore_eos=True)
     own = [library.generate(messages=json.loads(chat(question)), params=params) for question in QUESTIONS]
 
     def ask(question: str) -> Any:
         with Client(server.grpc, "demo") as client:
-            return client.ask(messages=chat(question), max_tokens=80, ignore_eos=True, stream=True)
+            return client.ask(messages=chat(question), max_tokens=200, ignore_eos=True, stream=True)
 
+    settled(server)
+    before = [metric(server, f"quasar_{name}_total") for name in ("rounds", "steps")]
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(ask, QUESTIONS))
     assert len({tuple(answer.ids) for answer in answers}) == 8
     assert [answer.ids for answer in answers] == [one.ids for one in own]
     assert [answer.text for answer in answers] == [one.text for one in own]
+    settled(server)
+    rounds, steps = (
+        metric(server, f"quasar_{name}_total") - earlier for name, earlier in zip(("rounds", "steps"), before, strict=True)
+    )
+    assert rounds == sum(answer.statistics["rounds"] for answer in answers)
+    assert steps < rounds / 2
 
 
 # ------------------------------------------------------------------------------------------------ the OpenAI frontend
@@ -325,6 +333,23 @@ def test_errors_of_one_request_leave_the_others_alone(server: TritonServer, libr
         assert list(pool.map(ask, range(16))) == [None, own] * 8
 
 
+def test_a_full_queue_refuses_at_once(server: TritonServer, control: Any) -> None:
+    control.load_model("other")  # one sequence, and none may wait
+    client = Client(server.grpc, "other")
+    try:
+        next(client.responses(text_input="1 + 1 =", max_tokens=4000, ignore_eos=True, stream=True))
+        status, body = post(server, "generate", "other", text_input="1 + 1 =")
+        assert status >= 400, body  # this server's generate endpoint says 400 whatever the error's code
+        assert "1 requests are worked on and 0 wait, which is the limit (--queue-limit); ask again later" in body
+        assert until(lambda: metric(server, "quasar_requests_running", "other") == 1)
+    finally:
+        client.close(cancel=True)
+    assert until(lambda: metric(server, "quasar_requests_running", "other") == 0)
+    assert post(server, "generate", "other", text_input="1 + 1 =", max_tokens=4)[0] == 200
+    control.unload_model("other")
+    assert until(lambda: not server.is_ready("other"))
+
+
 # ------------------------------------------------------------------------------------------------ clients that go away
 
 
@@ -372,12 +397,15 @@ def test_metrics_count_what_the_answers_say(server: TritonServer, client: Client
         "proposed_tokens": sum(one["proposed"] for one in statistics),
         "accepted_tokens": sum(one["accepted"] for one in statistics),
         "generated_tokens": 5 * 64,
+        "prompt_tokens": sum(one["prompt_tokens"] for one in statistics),
+        "cached_prompt_tokens": sum(one["cached_tokens"] for one in statistics),
         "tokens_per_round": 5,
         "time_to_first_token_seconds": 5,
     }
     assert expected["accepted_tokens"] > 0
     assert until(lambda: {name: value - before[name] for name, value in counted(server).items()} == expected), counted(server)
     page = server.metrics()
+    assert "# TYPE quasar_requests_waiting gauge" in page
     assert "# TYPE quasar_tokens_per_round histogram" in page
     assert 'quasar_time_to_first_token_seconds_bucket{model="demo",version="1",le="+Inf"}' in page
     assert 'nv_inference_request_success{model="demo",version="1"}' in page  # Triton's own

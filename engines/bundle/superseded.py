@@ -42,7 +42,7 @@ def listed_files(text: str) -> list[str]:
 
 def _arguments(manifest: Mapping[str, Any]) -> Iterator[str]:
     model, engines, calibration = manifest["model"], manifest["engines"], manifest["calibration"]["prompts"]
-    first = next(iter(engines.values()), {})
+    first: Mapping[str, Any] = next(iter(engines.values()), {})
     yield from ("--model", _value(model["id"]))
     if model["revision"] is not None:
         yield from ("--revision", _value(model["revision"]))

@@ -11,7 +11,6 @@ from quasar.engines.cache import CacheSpec
 from quasar.engines.errors import UsageError
 
 LEAST_CONTEXT = 256
-INPUTS = ("input_ids", "start", "rows", "context")
 # longer runs keep the GPU busy for longer than launching their kernels takes, and seldom come twice in the same shape
 GRAPH_LENGTH = 64
 ALIGNMENT = 256

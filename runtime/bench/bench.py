@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quasar.engines.bundle.bundle import Bundle
 from quasar.engines.errors import UsageError
 from quasar.runtime.bench import fidelity, machine
 from quasar.runtime.bench.figures import FLOAT, chain_figures, denominators
+from quasar.runtime.bench.load import LoadMeasurement, load_figures, measure_load
 from quasar.runtime.bench.measure import Measurement, Variant, measure
 from quasar.runtime.bench.prompts import Prompts
 from quasar.runtime.bench.sweep import sweep_figures, sweep_variants
 from quasar.runtime.chain.spec import ChainSpec, parse_chain
 from quasar.runtime.engines import EnginePool
-from quasar.runtime.execution import Execution
-from quasar.runtime.model import DraftLength, Model, choose_chain, draft_lengths
-from quasar.runtime.sampler import Acceptance
+from quasar.runtime.execution import backend_of, precision_of
+from quasar.runtime.model import Model, choose_chain
+from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.sampling import SamplingParams
-from quasar.runtime.tokenizer import Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 Progress = Callable[[str, int], Any]
 """Called with a step's name and its number of parts; gives a context manager whose value has `update(1)`."""
 
@@ -35,16 +35,17 @@ class Settings:
         params: of every answer.
         axes: of the sweep; empty for none.
         memory: run every chain once more in a process of its own for its peak memory.
+        concurrency: numbers of answers in flight at which chains are measured under load, 1 among them; none but 1 for no load.
+        options: of every model, but for chain, slots and prefix caching.
     """
 
     params: SamplingParams
     repeats: int = 3
-    draft_length: DraftLength = None
     axes: dict[str, list[Any]] = field(default_factory=dict)
     fidelity: bool = False
     memory: bool = True
-    execution: Execution = field(default_factory=Execution)
-    acceptance: Acceptance = "matching"
+    concurrency: tuple[int, ...] = (1,)
+    options: ModelOptions = field(default_factory=ModelOptions)
 
 
 class Bench:
@@ -59,7 +60,9 @@ class Bench:
         self._prompts = prompts
         self._settings = settings
         self._progress = progress
-        self._pool = EnginePool(bundle, settings.execution)
+        # what earlier prompts left in the cache would not be read again, and reading is measured
+        self._options = replace(settings.options, chain=None, sequences=max(settings.concurrency), prefix_caching=False)
+        self._pool = EnginePool(bundle, self._options)
 
     def run(self, chains: Sequence[str] | None) -> dict[str, Any]:
         """Results in the format of report.json.
@@ -68,7 +71,8 @@ class Bench:
             chains: what to measure; None for what the bundle can do. Denominators are added.
 
         Raises:
-            UsageError: a chain that the bundle cannot run, or fidelity without a float engine.
+            UsageError: a chain that the bundle cannot run, fewer slots than answers in flight, or fidelity without a float
+                engine.
         """
         settings, manifest = self._settings, self._bundle.manifest
         asked = [choose_chain(self._bundle, chain) for chain in chains] if chains else self._default_chains()
@@ -82,15 +86,21 @@ class Bench:
             for chain in (*denominators(one).values(), one)
             if chain is not None and chain.target in manifest.engines
         )
-        temperature = settings.params.temperature
-        variants = [Variant(chain, settings.draft_length if chain in asked else None, temperature) for chain in with_denominators]
+        self._check_slots(with_denominators)
+        temperature, lengths = settings.params.temperature, settings.options.draft_length
+        variants = [Variant(chain, lengths if chain in asked else None, temperature) for chain in with_denominators]
         models = {variant: self._model(variant) for variant in variants}
         before = machine.read_bandwidth()
         measured = self._measure("chains", models, settings.repeats)
-        after = machine.read_bandwidth()
         if not measured.first or not any(measured.first.values()):
             raise KeyboardInterrupt  # nothing is whole
         interrupted = measured.interrupted
+        loaded = None
+        if len(settings.concurrency) > 1 and not interrupted:
+            targets = {ChainSpec((), (chain.target,)) for chain in asked}
+            loaded = self._load({v: model for v, model in models.items() if v.chain in asked or v.chain in targets})
+            interrupted = loaded.interrupted
+        after = machine.read_bandwidth()
         swept = None
         if points and not interrupted:
             swept = self._measure("sweep", {variant: self._model(variant) for variant in points}, 1)
@@ -113,10 +123,10 @@ class Bench:
             "bundle": {
                 "name": self._bundle.root.resolve().name,
                 "model": manifest.model.get("id"),
-                "engines": {name: settings.execution.precision(self._bundle, e) for name, e in manifest.engines.items()},
+                "engines": {name: precision_of(self._options, self._bundle, e) for name, e in manifest.engines.items()},
                 **_quantization(manifest.calibration),
             },
-            "machine": machine.describe(settings.execution.backend_of(self._bundle), settings.execution.threads, [before, after]),
+            "machine": machine.describe(backend_of(self._options, self._bundle), self._options.threads, [before, after]),
             "versions": machine.versions(),
             "settings": {
                 "prompts": self._prompts.name,
@@ -126,13 +136,15 @@ class Bench:
                 "max_new_tokens": settings.params.max_new_tokens,
                 "repeats": settings.repeats,
                 "ignore_eos": settings.params.ignore_eos,
-                "draft_length": settings.draft_length,
-                "batch_invariant": settings.execution.batch_invariant,
-                "acceptance": settings.acceptance,
+                "draft_length": lengths,
+                "batch_invariant": settings.options.batch_invariant,
+                "acceptance": settings.options.acceptance,
+                "concurrency": list(settings.concurrency),
             },
             "interrupted": interrupted,
             "notes": self._notes(with_denominators, swept),
             "chains": [chain_figures(measured, v, v.chain in asked, peaks.get(v)) for v in variants],
+            "load": None if loaded is None else load_figures(loaded, settings.concurrency, asked),
             "sweep": None if swept is None else sweep_figures(swept, settings.axes),
             "fidelity": distances,
         }
@@ -145,10 +157,20 @@ class Bench:
         return chains or [choose_chain(self._bundle, None)]
 
     def _model(self, variant: Variant) -> Model:
-        lengths = draft_lengths(variant.chain, variant.draft_length)
-        self._pool.check(variant.chain)
-        tokenizer = Tokenizer(self._bundle.tokenizer_folder(), self._bundle.engine(variant.chain.target).vocab_size)
-        return Model(self._pool, tokenizer, variant.chain, lengths, self._settings.acceptance)
+        return Model(self._pool, self._model_options(variant))
+
+    def _model_options(self, variant: Variant) -> ModelOptions:
+        return replace(self._options, chain=str(variant.chain), draft_length=variant.draft_length)
+
+    def _check_slots(self, chains: Iterable[ChainSpec]) -> None:
+        """Refuse more answers in flight than an engine has slots for."""
+        most = max(self._settings.concurrency)
+        for entry in (self._bundle.engine(name) for chain in chains for name in chain.engines):
+            if entry.slots < most:
+                raise UsageError(
+                    f"--concurrency {most}: engine {entry.name} was exported for {entry.slots} sequences; ask for at most "
+                    f"{entry.slots}, or export with --max-sequences {most}"
+                )
 
     def _measure(self, name: str, models: dict[Variant, Model], repeats: int) -> Measurement:
         for model in models.values():
@@ -156,12 +178,13 @@ class Bench:
                 self._prompts.tokens(model, turns)  # a prompt that does not fit is said now, not after an hour
             break
         with self._progress(name, len(models) * (1 + repeats * self._prompts.count)) as bar:
+            return measure(models, self._prompts, self._settings.params, repeats, _advance(bar))
 
-            def advance(chain: str) -> None:
-                bar.set_postfix_str(chain, refresh=False)
-                bar.update(1)
-
-            return measure(models, self._prompts, self._settings.params, repeats, advance)
+    def _load(self, models: dict[Variant, Model]) -> LoadMeasurement:
+        settings = self._settings
+        parts = len(models) * len(settings.concurrency) * (1 + settings.repeats * self._prompts.count)
+        with self._progress("load", parts) as bar:
+            return measure_load(models, self._prompts, settings.params, settings.concurrency, settings.repeats, _advance(bar))
 
     def _fidelity(self) -> dict[str, Any]:
         """The `fidelity` of report.json."""
@@ -200,7 +223,7 @@ class Bench:
         peaks = {}
         with self._progress("memory", len(models)) as bar:
             for variant in models:
-                peaks[variant] = machine.peak_memory(self._bundle.root, str(variant.chain), ids, self._settings.execution)
+                peaks[variant] = machine.peak_memory(self._bundle.root, ids, self._model_options(variant))
                 bar.update(1)
         return peaks
 
@@ -213,9 +236,22 @@ class Bench:
                 notes.append(f"{name} as the last engine says what {name} says, not what float says: {distance}")
         if any("suffix-pool" in chain.proposers for chain in chains):
             notes.append("suffix-pool learns from the answers to earlier prompts of the same repeat")
-        if self._settings.acceptance == "rejection" and not self._settings.params.greedy:
+        most, questions = max(self._settings.concurrency), len(self._prompts.turns)
+        if questions < most:
+            notes.append(f"{most} answers at once were asked for, but there are only {questions} questions to keep in flight")
+        if self._settings.options.acceptance == "rejection" and not self._settings.params.greedy:
             notes.append("with --acceptance rejection, sampled answers of different chains are not comparable token by token")
         return notes
+
+
+def _advance(bar: Any) -> Callable[[str], None]:
+    """Moves a progress bar on, naming what was done."""
+
+    def advance(name: str) -> None:
+        bar.set_postfix_str(name, refresh=False)
+        bar.update(1)
+
+    return advance
 
 
 def _quantization(calibration: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,17 +15,17 @@ from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.command import EXIT_CODES, INTERRUPTED, run_command
 from quasar.engines.errors import UsageError
 from quasar.runtime.bench.bench import Bench, Settings
+from quasar.runtime.bench.load import parse_concurrency
 from quasar.runtime.bench.prompts import read_prompts
 from quasar.runtime.bench.report.html import write_report
 from quasar.runtime.bench.report.svg import require_matplotlib
 from quasar.runtime.bench.report.table import text_table
 from quasar.runtime.bench.sweep import parse_axes
 from quasar.runtime.options import (
-    add_loading_options,
+    add_model_options,
     add_sampling_options,
     add_template_options,
-    execution,
-    parse_draft_length,
+    model_options,
     sampling_options,
     template_options,
 )
@@ -51,13 +51,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
     p.add_argument("--repeat", type=int, default=3, metavar="N", help="times that everything is measured (default: 3)")
     p.add_argument("--sweep", nargs="+", metavar="AXIS", help="also k=1,3,5,7,9 (draft length) and temperature=0,0.6,1")
+    p.add_argument(
+        "--concurrency", default="1", metavar="N,N", help="also all prompts with so many answers at once: 1,2,4,8 (default: 1)"
+    )
     p.add_argument("--fidelity", action="store_true", help="also the distance of every engine from float")
     p.add_argument("--report", type=Path, metavar="DIR", help="write report.json, report.html and decode.svg there")
     p.add_argument("--json", action="store_true", help="print the results as one JSON object")
     p.add_argument("--no-memory", action="store_true", help="leave out peak memory, which loads every chain once more")
     add_template_options(p)
     add_sampling_options(p, of_bundle=False)
-    add_loading_options(p)
+    # chains are listed, slots follow from --concurrency, and a prompt that was in the cache would say nothing of reading it
+    add_model_options(p, "chain", "sequences", "prefix_caching", "generation_config")
     return p
 
 
@@ -65,17 +69,17 @@ def _settings(args: argparse.Namespace) -> Settings:
     for name, value in (("--limit", args.limit), ("--repeat", args.repeat)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}; give at least 1")
+    concurrency = parse_concurrency(args.concurrency)
     if args.seed is None:
         args.seed = SEED
     return Settings(
         params=SamplingParams(**sampling_options(args, max_new_tokens=args.max_new_tokens)),
         repeats=args.repeat,
-        draft_length=parse_draft_length(args.draft_length),
         axes=parse_axes(args.sweep or []),
         fidelity=args.fidelity,
         memory=not args.no_memory,
-        execution=execution(args),
-        acceptance=args.acceptance,
+        concurrency=concurrency,
+        options=model_options(args),
     )
 
 

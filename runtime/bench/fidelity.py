@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quasar.engines.engine import Engine, Float32
+from quasar.engines.engine import Engine, Feed, Float32
 from quasar.runtime.bench.figures import first_difference
 from quasar.runtime.sampler import log_softmax
 
@@ -22,8 +22,8 @@ def log_probabilities(engine: Engine, ids: Sequence[int]) -> Float32:
     """log p of the token after each of `ids`, float32 [n, V]."""
     pieces = []
     for begin in range(0, len(ids), engine.spec.max_rows):
-        chunk = np.array([ids[begin : begin + engine.spec.max_rows]], dtype=np.int64)
-        logits = engine.forward(chunk, np.array([begin], dtype=np.int64), np.arange(chunk.shape[1], dtype=np.int64)[None])[0]
+        chunk = np.array(ids[begin : begin + engine.spec.max_rows], dtype=np.int64)
+        logits = engine.score([Feed(0, begin, chunk, np.arange(len(chunk)))]).logits(0)
         pieces.append(np.stack([log_softmax(row) for row in logits]))
     return np.concatenate(pieces)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from quasar.runtime.bench.measure import Measurement, Run, Variant
 from quasar.runtime.chain.spec import ChainSpec
-from quasar.runtime.statistics import LevelStatistics
+from quasar.runtime.statistics import LevelStatistics, Statistics
 
 FLOAT = "float"
 SPEEDS = ("decode", "overall")
@@ -55,7 +55,7 @@ def ratio(measured: Measurement, above: Variant, below: Variant, kind: str) -> d
 def chain_figures(measured: Measurement, variant: Variant, asked: bool, peak_bytes: int | None) -> dict[str, Any]:
     """The row of a chain."""
     runs = [run for repeat in measured.repeats for run in repeat[variant]]
-    levels = total_levels(runs)
+    levels = total_levels([run.statistics for run in runs])
     rounds = levels[-1].rounds
     decode_seconds = sum(run.statistics.decode_seconds for run in runs)
     engine_seconds = sum(sum(run.statistics.decode_engine_seconds.values()) for run in runs)
@@ -79,11 +79,11 @@ def chain_figures(measured: Measurement, variant: Variant, asked: bool, peak_byt
     }
 
 
-def total_levels(runs: Sequence[Run]) -> list[LevelStatistics]:
-    """The counters of a chain's verifiers over several runs."""
-    totals = [LevelStatistics(level.engine) for level in runs[0].statistics.levels]
-    for run in runs:
-        for total, level in zip(totals, run.statistics.levels, strict=True):
+def total_levels(answers: Sequence[Statistics]) -> list[LevelStatistics]:
+    """The counters of a chain's verifiers over several answers."""
+    totals = [LevelStatistics(level.engine) for level in answers[0].levels]
+    for answer in answers:
+        for total, level in zip(totals, answer.levels, strict=True):
             total.add(level)
     return totals
 

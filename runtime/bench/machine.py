@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from quasar.engines.bundle.manifest import LIBRARIES
 from quasar.engines.tensorrt.cuda import Device
-from quasar.runtime.execution import Execution
+from quasar.runtime.model_options import ModelOptions
 
 PACKAGES = ("quasar-toolchain", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "numpy", "tokenizers")
 BLOCK = 1 << 26
@@ -27,9 +26,11 @@ BLOCK = 1 << 26
 
 PEAK = """
 import json, re, sys
-from quasar.runtime import SamplingParams, load
-bundle, chain, ids, execution = json.loads(sys.argv[1])
-with load(bundle, chain, **execution) as model:
+from quasar.runtime import SamplingParams
+from quasar.runtime.model import load_model
+from quasar.runtime.model_options import options_from_strings
+bundle, ids, options = json.loads(sys.argv[1])
+with load_model(bundle, options_from_strings(options)) as model:
     model.generate(ids, SamplingParams(max_new_tokens=16, ignore_eos=True))
 print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) * 1024)
 """
@@ -57,9 +58,9 @@ def read_bandwidth() -> float:
     return best
 
 
-def peak_memory(bundle: Path, chain: str, ids: list[int], execution: Execution) -> int | None:
+def peak_memory(bundle: Path, ids: list[int], options: ModelOptions) -> int | None:
     """Bytes of the host's memory that a process of its own takes to answer a prompt; None where it cannot be told."""
-    arguments = json.dumps([str(bundle), chain, ids, asdict(execution)])
+    arguments = json.dumps([str(bundle), ids, options.to_strings()])
     done = subprocess.run([sys.executable, "-c", PEAK, arguments], capture_output=True, text=True, check=False)
     return int(done.stdout) if done.returncode == 0 and done.stdout.strip().isdigit() else None
 

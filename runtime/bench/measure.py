@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from quasar.runtime.bench.prompts import Prompts
 from quasar.runtime.chain.spec import ChainSpec
-from quasar.runtime.model import DraftLength, Model
+from quasar.runtime.model import Model
+from quasar.runtime.model_options import DraftLength
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.statistics import Statistics
 

@@ -54,7 +54,7 @@ def sweep_figures(measured: Measurement, axes: Mapping[str, Sequence[Any]]) -> d
         if not variant.chain.proposers or not runs:
             continue
         plain = Variant(ChainSpec((), (variant.chain.target,)), None, variant.temperature)
-        levels = total_levels(runs)
+        levels = total_levels([run.statistics for run in runs])
         compared = ratio(measured, variant, plain, "decode")
         points.append(
             {

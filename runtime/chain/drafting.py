@@ -23,7 +23,7 @@ PROBE_LENGTH = 3
 WORTHWHILE = 1.03
 
 
-@dataclass
+@dataclass(eq=False)
 class _Drafted:
     """What one sequence has: a draft, and where it comes from.
 
@@ -96,7 +96,10 @@ class Drafting:
 
     def readers(self, sequence: Sequence) -> list[Proposer]:
         """The verifier's own engines that read a prompt along, to draft behind it."""
-        return [one.proposer for one in self._own if one in self._engines and (self._fixed or one.follows(sequence))]
+        if self._fixed == 0:
+            return []
+        own = [one for one in self._own if one in self._engines]
+        return [one.proposer for one in own if self._fixed is not None or one.follows(sequence)]
 
     def settle(self, sequence: Sequence, length: int) -> None:
         """See `Proposer.settle`."""

@@ -23,7 +23,7 @@ class _Watch:
     checked: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Experience:
     """Acceptance and costs belong to the proposer, watched drafts to a sequence.
 

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable
 
 from quasar.engines.errors import first_line
-from quasar.runtime.serving.metrics import Tally
-from quasar.runtime.serving.worker import Client, Part, Reporter
+from quasar.runtime.serving.metrics import Reporter, Tally
+from quasar.runtime.serving.request import Client, Failure, Part
 
 
 class Relay:
@@ -47,24 +47,25 @@ class Relay:
 class RelayedClient:
     """A client that is talked to through a relay, and so does not keep the engines waiting.
 
-    Whether it went away is asked again each time somebody wants to know, who gets what is known by then: a turn later.
+    Whether it went away is asked by and by when somebody wants to know, who gets what is known by then: a round later.
     """
 
     def __init__(self, client: Client, relay: Relay) -> None:
         self._client = client
         self._relay = relay
-        self._gone: bool | None = None
+        self._asking = False
+        self._gone = False
         self._over = False
 
     def is_cancelled(self) -> bool:
         """See `Client.is_cancelled`."""
-        if self._gone is None:  # the first time nothing is known
-            self._ask()
-        else:
+        if not self._asking:
+            self._asking = True
             self._relay.post(self._ask)
-        return bool(self._gone)
+        return self._gone
 
     def _ask(self) -> None:
+        self._asking = False
         self._gone = self._gone or self._client.is_cancelled()
 
     def send(self, part: Part) -> None:
@@ -79,11 +80,11 @@ class RelayedClient:
         except Exception as error:
             # it would wait for the rest, or take what came for all
             self._gone = self._over = True
-            self._client.fail(f"a response could not be sent: {first_line(error)}", False)
+            self._client.fail(f"a response could not be sent: {first_line(error)}", "internal")
 
-    def fail(self, message: str, usage: bool) -> None:
+    def fail(self, message: str, failure: Failure) -> None:
         """See `Client.fail`."""
-        self._relay.post(lambda: None if self._over else self._client.fail(message, usage))
+        self._relay.post(lambda: None if self._over else self._client.fail(message, failure))
 
     def leave(self) -> None:
         """See `Client.leave`."""

@@ -1,137 +1,92 @@
-"""Many answers in one thread: the open ones take turns, the others wait in order of arrival.
-
-A turn is one round. Where a round is shorter than `SHORT_ROUND`, as those of a very small model, it is as many as begin within
-`TURN_SECONDS`: what lies between two turns, messages to clients and another sequence's cache, would cost as much as such a round.
-"""
+"""Answers requests in a thread of its own; all that are worked on share the rounds of one model."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
 
-from quasar.engines.errors import QuasarError, UsageError, first_line
-from quasar.runtime.generation import Generation, Piece
+from quasar.engines.errors import QuasarError
+from quasar.runtime.generation import Generation
 from quasar.runtime.model import Model
-from quasar.runtime.serving.metrics import Tally
-from quasar.runtime.serving.triton.request import Order
+from quasar.runtime.serving.metrics import IDLE, Reporter, Tally
+from quasar.runtime.serving.request import Client, Failure, Order, Part, failure_of
 
 UNLOADED = "the model is being unloaded; ask again later"
 UNWELL_SECONDS = 30.0
 REPORT_SECONDS = 0.5
 """How often metrics are reported: a report takes time away from answers."""
-SHORT_ROUND = 0.005
-TURN_SECONDS = 0.025
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a response carries.
-
-    Attributes:
-        text, ids: since the last response.
-        finish_reason: None where more follows.
-        statistics: of the whole answer, where this is its end.
-    """
-
-    text: str
-    ids: list[int]
-    finish_reason: str | None = None
-    statistics: dict[str, Any] | None = None
-
-
-class Client(Protocol):
-    """Who waits for an answer. After `fail`, `leave` or a part with a finish reason, it hears no more."""
-
-    def is_cancelled(self) -> bool:
-        """Whether the answer is not wanted any more."""
-        ...
-
-    def send(self, part: Part) -> None:
-        """Pass on a part of the answer."""
-        ...
-
-    def fail(self, message: str, usage: bool) -> None:
-        """There is no answer, or no more of it; `usage` where the request is to blame."""
-        ...
-
-    def leave(self) -> None:
-        """The answer ends here, because it is not wanted."""
-        ...
-
-
-class Reporter(Protocol):
-    """Where metrics go."""
-
-    def report(self, tally: Tally) -> None:
-        """Pass on what happened since the last report."""
-        ...
+TALK_SECONDS = 0.025
+"""How often clients hear of an answer between its first tokens and its end, where rounds are shorter than this: those of a very
+small model cost less than messages about them."""
 
 
 class _Job:
     """A request, and what became of it so far.
 
     Attributes:
-        generation: None before the first turn.
+        generation: None until the model has it.
     """
 
     def __init__(self, order: Order, client: Client) -> None:
         self.order = order
         self.client = client
-        self.arrival = time.perf_counter()
-        self.model: Model | None = None
         self.generation: Generation | None = None
+        self._arrival = time.perf_counter()
+        self._begun = False
         self._text = [order.echo]
         self._ids: list[int] = []
         self._counted = (0, 0, 0)  # rounds, proposed, accepted
 
-    @property
-    def done(self) -> bool:
-        """Whether the answer has come to its end."""
-        return self.generation is not None and self.generation.done
-
-    def take(self, piece: Piece, tally: Tally) -> None:
-        """Take in a round's tokens."""
-        assert self.generation is not None
-        self._text.append(piece.text)
-        self._ids.extend(piece.ids)
-        now = self.generation.statistics
-        if now.new_tokens == len(piece.ids):
-            tally.first_token(time.perf_counter() - self.arrival)
-        tally.tokens(len(piece.ids))
+    def take(self, generation: Generation, tally: Tally) -> bool:
+        """Take in what a round gave; whether these were the first tokens."""
+        now, before = generation.statistics, len(self._ids)
+        while (piece := generation.poll()) is not None:
+            self._text.append(piece.text)
+            self._ids.extend(piece.ids)
+        tally.tokens(len(self._ids) - before)
         counts = (now.rounds, now.proposed, now.accepted)
-        tally.rounds(*(after - before for after, before in zip(counts, self._counted, strict=True)))
+        tally.rounds(*(after - earlier for after, earlier in zip(counts, self._counted, strict=True)))
         self._counted = counts
+        first = bool(self._ids) and not self._begun
+        if first:
+            self._begun = True
+            tally.prompt(now, time.perf_counter() - self._arrival)
+        return first
 
-    def tell(self) -> None:
+    def tell(self, generation: Generation) -> None:
         """Send what there is and may be sent: all at the end, before that only what a stream carries."""
-        if self.generation is None or not self._ids or not (self.order.stream or self.done):
-            return
-        reason = self.generation.result.finish_reason if self.done else None
-        statistics = self.generation.statistics.to_dict() if self.done else None
-        self.client.send(Part("".join(self._text), self._ids, reason, statistics))
-        self._text, self._ids = [], []
+        if generation.done:
+            reason = generation.result.finish_reason
+            self.client.send(Part("".join(self._text), self._ids, reason, generation.statistics.to_dict()))
+        elif self._ids and self.order.stream:
+            self.client.send(Part("".join(self._text), self._ids))
+            self._text, self._ids = [], []
+
+    def fail(self, message: str, failure: Failure) -> None:
+        """Tell the client that there is no answer."""
+        with contextlib.suppress(Exception):  # it may be gone, and the others go on
+            self.client.fail(message, failure)
 
 
-class Scheduler:
-    """Answers requests on the models of one instance, in a thread of its own.
+class Worker:
+    """Answers requests with one model.
 
     Args:
-        models: siblings, one for each answer that is worked on at the same time.
+        model: as many requests as it has `sequences` share its rounds, the others wait in order of arrival.
         reporter: takes the metrics.
+        queue_limit: requests that may wait; those beyond are refused. None for any number.
     """
 
-    def __init__(self, models: Sequence[Model], reporter: Reporter) -> None:
-        self._free = deque(models)
+    def __init__(self, model: Model, reporter: Reporter, queue_limit: int | None = None) -> None:
+        self._model = model
         self._reporter = reporter
+        self._queue_limit = queue_limit
         self._tally = Tally()
-        self._reported = time.perf_counter()
-        self._waiting: deque[_Job] = deque()
-        self._open: deque[_Job] = deque()
+        self._reported = self._talked = time.perf_counter()
+        self._arrived: list[_Job] = []
+        self._jobs: list[_Job] = []
+        self._busy = False
         self._changed = threading.Condition()
         self._closing = False
         self._failed: float | None = None
@@ -149,101 +104,120 @@ class Scheduler:
 
     def submit(self, order: Order, client: Client) -> None:
         """Take in a request; any thread may."""
-        job = _Job(order, client)
         with self._changed:
-            if not self._closing:
-                self._waiting.append(job)
+            refusal = UNLOADED if self._closing else self._full()
+            if refusal is None:
+                self._arrived.append(_Job(order, client))
                 self._changed.notify()
                 return
-        client.fail(UNLOADED, False)
+        client.fail(refusal, "unavailable")
 
     def close(self) -> None:
-        """End: the answers that are open or wait fail. The models stay, for their owner to close."""
+        """End: the answers that are open or wait fail. The model stays, for its owner to close."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join()
 
+    def _full(self) -> str | None:
+        """Why one more request is refused."""
+        if self._queue_limit is None:
+            return None
+        slots = self._model.options.sequences
+        if len(self._jobs) + len(self._arrived) < slots + self._queue_limit:
+            return None
+        return f"{slots} requests are worked on and {self._queue_limit} wait, which is the limit (--queue-limit); ask again later"
+
     def _work(self) -> None:
-        while self._admit():
-            job = self._open.popleft()
-            if self._turn(job):
-                self._open.append(job)
-            elif job.model is not None:
-                self._free.append(job.model)
+        while self._collect():
+            self._step()
+            self._attend()
             if time.perf_counter() - self._reported > REPORT_SECONDS:
                 self._report()
+        for job in (*self._jobs, *self._arrived):
+            if job.generation is not None:
+                job.generation.cancel()
+            job.fail(UNLOADED, "unavailable")
+        self._tally.gauges = IDLE
         self._report()
-        for job in (*self._open, *self._waiting):
-            _fail(job.client, UNLOADED, False)
 
-    def _admit(self) -> bool:
-        """Let waiting requests in where there is room, and wait until there is work; False at the end."""
+    def _collect(self) -> bool:
+        """Give the model what arrived, and wait until there is work; False at the end."""
         with self._changed:
-            while not self._closing:
-                while self._waiting and self._free:
-                    job = self._waiting.popleft()
-                    job.model = self._free.popleft()
-                    self._open.append(job)
-                if self._open:
-                    return True
+            while not (self._arrived or self._busy or self._closing):
                 if not self._changed.wait(None if self._tally.empty else REPORT_SECONDS):
                     self._report()
-        return False
-
-    def _turn(self, job: _Job) -> bool:
-        """A turn of an answer; False when that was its end. Whatever goes wrong is said to its own client."""
-        try:
-            now = time.perf_counter()
-            first, end = job.generation is None, now + TURN_SECONDS
-            if first and now - job.arrival > SHORT_ROUND and job.client.is_cancelled():  # while it waited
-                job.client.leave()
+            if self._closing:
                 return False
-            while True:
-                self._round(job)
-                if first:
-                    job.tell()
-                    first = False
-                before, now = now, time.perf_counter()
-                if job.done or now - before >= SHORT_ROUND or now >= end:
-                    break
-            return self._finish_turn(job)
-        except UsageError as error:
-            _fail(job.client, str(error), True)
-        except QuasarError as error:
+            arrived, self._arrived = self._arrived, []
+            self._jobs += arrived
+        for job in arrived:
+            try:
+                job.generation = self._model.answer(job.order.prompt, job.order.params)
+            except Exception as error:  # it is this request's alone
+                self._fail(job, error)
+        return True
+
+    def _step(self) -> None:
+        """One round for all."""
+        if self._jobs:
+            self._tally.step()
+        try:
+            self._busy = self._model.step()
+        except Exception as error:  # what an answer could say by itself is not raised
+            self._busy = False
+            for job in list(self._jobs):
+                self._fail(job, error)
+
+    def _attend(self) -> None:
+        """Look after every request. Whatever goes wrong is said to its own client."""
+        now = time.perf_counter()
+        talk = now - self._talked >= TALK_SECONDS
+        if talk:
+            self._talked = now
+        for job in list(self._jobs):
+            try:
+                self._look_after(job, talk)
+            except Exception as error:  # the others go on
+                self._fail(job, error)
+        self._tally.requests(self._model.scheduler.open, self._model.scheduler.waiting)
+
+    def _look_after(self, job: _Job, talk: bool) -> None:
+        """Pass on what a request got, and ask from time to time whether more is wanted."""
+        generation = job.generation
+        assert generation is not None
+        first = job.take(generation, self._tally)
+        if generation.error is not None:
+            raise generation.error
+        if first:
+            self._failed = None
+        if generation.done:
+            self._end(job, generation)
+            job.tell(generation)
+        elif first or talk:
+            job.tell(generation)
+            if talk and job.client.is_cancelled():
+                self._end(job, generation)
+                job.client.leave()
+
+    def _end(self, job: _Job, generation: Generation) -> None:
+        """Let go of a request: there is room for another one before its client hears of the end."""
+        generation.cancel()  # one that is done stays so
+        self._jobs.remove(job)
+        self._tally.answer(generation.statistics.tokens_per_round)
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        message, failure = failure_of(error)
+        if isinstance(error, QuasarError) and failure == "internal":
             self._failed = time.perf_counter()
-            _fail(job.client, str(error), False)
-        except Exception as error:  # the others go on
-            _fail(job.client, f"internal error: {type(error).__name__}: {first_line(error)}", False)
-        return False
-
-    def _round(self, job: _Job) -> None:
-        if job.generation is None:
-            assert job.model is not None
-            job.generation = job.model.answer(job.order.prompt, job.order.params)
-        job.take(next(job.generation), self._tally)
-        self._failed = None
-
-    def _finish_turn(self, job: _Job) -> bool:
-        """Send what there is, and ask whether more is wanted."""
-        assert job.generation is not None
-        job.tell()
-        gone = not job.done and job.client.is_cancelled()
-        if not gone and not job.done:
-            return True
-        job.generation.cancel()  # one that is done stays so
-        self._tally.answer(job.generation.finish().statistics.tokens_per_round)
-        if gone:
-            job.client.leave()
-        return False
+        if job.generation is not None:
+            job.generation.cancel()
+        if job in self._jobs:
+            self._jobs.remove(job)
+        job.fail(message, failure)
 
     def _report(self) -> None:
         with contextlib.suppress(Exception):  # answers matter more than their count
             self._reporter.report(self._tally)
-        self._tally = Tally()
+        self._tally = Tally(self._tally.gauges)
         self._reported = time.perf_counter()
-
-
-def _fail(client: Client, message: str, usage: bool) -> None:
-    with contextlib.suppress(Exception):  # the client may be gone, and the others go on
-        client.fail(message, usage)

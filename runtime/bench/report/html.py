@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from quasar.engines.errors import UsageError
 from quasar.runtime.bench.report import summary
+from quasar.runtime.bench.report.load import load_sentence
 from quasar.runtime.bench.report.particulars import particulars
 from quasar.runtime.bench.report.plots import decode_bars
 from quasar.runtime.bench.report.sections import sections
@@ -29,7 +30,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     beside them.
 
     Args:
-        results: what was measured, format version 1; what is unknown is None.
+        results: what was measured, format version 2; what is unknown is None.
         folder: made where it is missing.
 
     Returns:
@@ -61,7 +62,7 @@ def page_text(results: Mapping[str, Any]) -> str:
         style=Markup((resources / "report.css").read_text(encoding="utf-8")),
         bundle=bundle,
         model=model,
-        paragraphs=summary.paragraphs(results),
+        paragraphs=[*summary.paragraphs(results), *filter(None, [load_sentence(results)])],
         tiles=summary.tiles(results),
         warnings=summary.warnings(results),
         sections=sections(results),

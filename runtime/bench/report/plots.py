@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BAR, CELL, PANEL = 22, 21, 150  # in units of a figure: height of a bar, of a row of cells, of a panel
+BAR, CELL, PANEL, LEGEND_LINE = 22, 21, 150, 16  # in units of a figure: height of a bar, of a row of cells, of a panel, of a line
 MOST_NUMBERED_POSITIONS = 20  # with more columns the numbers would touch
 MARKERS = "osD^vPX*"
 COLOURS = {"exact": SERIES[0], "lossy": SERIES[1], values.UNKNOWN: SERIES[7]}
@@ -154,6 +154,43 @@ def _whole_numbers(axes: Axes) -> None:
         axes.set_xlim(round(low) - 1, round(high) + 1)
 
 
+def load_lines(results: Mapping[str, Any]) -> Markup | None:
+    """Tokens a second of all answers together over how many are in flight: a line for each chain, with low and high."""
+    points = [point for point in rows(results, "load", "points") if number(at(point, "concurrency")) is not None]
+    points = [point for point in points if Spread.of(at(point, "tokens_per_second")).middle is not None]
+    chains = list(dict.fromkeys(name(at(point, "chain")) for point in points))
+    if not chains:
+        return None
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        entries: dict[str, Any] = {}
+        for index, chain in enumerate(chains):
+            own = sorted((point for point in points if name(at(point, "chain")) == chain), key=lambda p: float(p["concurrency"]))
+            across = [float(point["concurrency"]) for point in own]
+            spreads = [Spread.of(at(point, "tokens_per_second")) for point in own]
+            style: dict[str, Any] = {"color": SERIES[index % len(SERIES)], "alpha": PALE if at(own[0], "asked") is False else 1}
+            for place, spread in zip(across, spreads, strict=True):
+                if spread.low is not None and spread.high is not None:
+                    axes.vlines(place, spread.low, spread.high, linewidth=1.2, **style)
+            middles = [spread.middle or 0.0 for spread in spreads]
+            line = axes.plot(across, middles, marker=MARKERS[index % len(MARKERS)], **style)[0]
+            if index >= len(SERIES):
+                line.set_linestyle((0, (4, 2)))
+            entries[short(chain, 36)] = line
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(_distinct(points, "concurrency"), [f"{value:g}" for value in _distinct(points, "concurrency")])
+        axes.minorticks_off()
+        axes.set_xlabel("answers at once")
+        axes.set_ylabel("tokens/s of all together")
+        axes.set_ylim(0, None)
+        plain(axes, grid="y")
+        legend(figure, entries, 2)
+
+    title = "Tokens per second of all answers together by how many are in flight, for each chain"
+    return draw("load", title, 250 + LEGEND_LINE * math.ceil(len(chains) / 2), paint)
+
+
 def sweep_panels(results: Mapping[str, Any]) -> Markup | None:
     """Speed against draft length, one panel per chain, one line per temperature; the axes swap if only temperature was swept."""
     points = rows(results, "sweep", "points")
@@ -176,7 +213,7 @@ def sweep_panels(results: Mapping[str, Any]) -> Markup | None:
             own = [point for point in points if name(at(point, "chain")) == chain]
             for index, value in enumerate(series):
                 line = sorted((point[across], point[up]) for point in own if number(at(point, other)) == value)
-                style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
+                style: dict[str, Any] = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
                 handle = panel.plot(*(list(axis) for axis in zip(*line, strict=True)), **style)[0] if line else None
                 if handle is not None:
                     entries.setdefault(f"{other} {significant(value) if value is None else f'{value:g}'}", handle)

@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from quasar.runtime.bench.report import plots, values
+from quasar.runtime.bench.report.load import load_section
 from quasar.runtime.bench.report.parts import Cell, Head, Section, Table
 from quasar.runtime.bench.report.summary import code
 from quasar.runtime.bench.report.values import Spread, at, fixed, number, percent, rows, significant
@@ -16,7 +17,7 @@ from quasar.runtime.bench.report.values import Spread, at, fixed, number, percen
 
 def sections(results: Mapping[str, Any]) -> list[Section]:
     """Every section that has data."""
-    made = (_speed(results), _acceptance(results), _steps(results), _sweep(results), _fidelity(results))
+    made = (_speed(results), load_section(results), _acceptance(results), _steps(results), _sweep(results), _fidelity(results))
     return [section for section in made if section is not None]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quasar.runtime.bench.report import values
+from quasar.runtime.bench.report import load, values
+from quasar.runtime.bench.report.load import load_rows
 from quasar.runtime.bench.report.values import Spread, at, fixed, name, percent
 
 CHAIN_WIDTH = 36  # characters; longer chains go on in the next line
@@ -39,21 +40,18 @@ def text_table(results: Mapping[str, Any]) -> str:
     chains = values.chains(results)
     if not chains:
         return "\n".join(["no chain was measured", *_remarks(results)])
-    lines = _align([[head[0] for head in HEADS], [head[1] for head in HEADS], *(row for chain in chains for row in _rows(chain))])
-    lines.insert(2, "-" * max(map(len, lines)))
-    return "\n".join([*lines, "", *_footnotes(results), *_remarks(results)])
+    lines = _table(HEADS, [row for chain in chains for row in _rows(chain)], LEFT)
+    loaded = [row for point in load_rows(results) for row in _wrapped(point)]
+    under_load = ["", *_table(load.TERMINAL_HEADS, loaded, 1), "", *load.LEGEND.splitlines()] if loaded else []
+    return "\n".join([*lines, "", *_footnotes(results), *under_load, *_remarks(results)])
 
 
 def _rows(chain: Mapping[str, Any]) -> list[list[str]]:
     """The line of a chain, and lines for what is left of a long name."""
-    text = name(at(chain, "chain"))
-    first, *rest = textwrap.wrap(text, CHAIN_WIDTH, subsequent_indent="  ", break_on_hyphens=False) or [text]
-    if at(chain, "asked") is False:
-        first = f"{first} *"
     decode, span = Spread.of(at(chain, "decode")).texts()
     agreement = at(chain, "agreement")
     cells = [
-        first,
+        name(at(chain, "chain")) + (" *" if at(chain, "asked") is False else ""),
         name(at(chain, "target")),
         values.loss(chain),
         decode,
@@ -65,18 +63,27 @@ def _rows(chain: Mapping[str, Any]) -> list[list[str]]:
         fixed(at(chain, "peak_memory_mb"), 0),
         values.count(at(agreement, "identical"), at(agreement, "prompts")).replace(" of ", "/"),
     ]
-    return [cells, *([part] + [""] * (len(HEADS) - 1) for part in rest)]
+    return _wrapped(cells)
 
 
-def _align(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADS))]
-    return [
+def _wrapped(cells: list[str]) -> list[list[str]]:
+    """A line whose first cell is a chain, and lines for what is left of a long one."""
+    first, *rest = textwrap.wrap(cells[0], CHAIN_WIDTH, subsequent_indent="  ", break_on_hyphens=False) or [""]
+    return [[first, *cells[1:]], *([part] + [""] * (len(cells) - 1) for part in rest)]
+
+
+def _table(heads: Sequence[tuple[str, str]], rows: list[list[str]], left: int) -> list[str]:
+    """Aligned lines under two lines of heads; the first `left` columns are text."""
+    rows = [*map(list, zip(*heads, strict=True)), *rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
         "  ".join(
-            cell.ljust(width) if column < LEFT else cell.rjust(width)
+            cell.ljust(width) if column < left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
+    return [*lines[:2], "-" * max(map(len, lines)), *lines[2:]]
 
 
 def _footnotes(results: Mapping[str, Any]) -> list[str]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.command import EXIT_CODES, run_command
-from quasar.runtime.options import add_generation_config_option, add_loading_options
-from quasar.runtime.serving.settings import SEQUENCES, Settings
+from quasar.runtime.options import add_model_options, model_options
+from quasar.runtime.serving.limits import MOST_SERVED, usual_sequences
 from quasar.runtime.serving.triton.repository import TritonOptions, write_model
 
 
@@ -29,11 +31,12 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         *("--sequences",), type=int, metavar="N",
-        help=f"answers that an instance works on at the same time; others wait (default: {SEQUENCES}, or 1 for plans)",
+        help="answers of an instance that share passes; further requests wait (default: as many as the bundle was exported for, "
+        f"{MOST_SERVED} at the most)",
     )  # fmt: skip
     p.add_argument(
-        *("--chain",), metavar="C",
-        help="e.g. 'prompt-lookup > int8 > float', or plain, quasar, lossless, qspec (default: the bundle's own)",
+        *("--queue-limit",), type=int, metavar="N",
+        help="requests that may wait in an instance; those beyond are refused at once (default: any number)",
     )  # fmt: skip
     place = p.add_mutually_exclusive_group()
     place.add_argument("--link", action="store_true", help="link to the bundle (the default)")
@@ -42,27 +45,19 @@ def parser() -> argparse.ArgumentParser:
         *("--share-weights",), action="store_true",
         help="save the weights as this machine's processor wants them: instances then hold them once; takes disk",
     )  # fmt: skip
-    add_generation_config_option(p)
-    add_loading_options(p)
+    add_model_options(p, "sequences")
     return p
 
 
 def _run(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
-    settings = Settings(
-        chain=args.chain,
-        backend=args.backend,
-        provider=args.provider,
-        threads=args.threads,
-        draft_length=args.draft_length,
-        acceptance=args.acceptance,
-        batch_invariant=args.batch_invariant,
-        sequences=args.sequences,
-        generation_config=args.generation_config,
-    )
+    model = model_options(args, sequences=1 if args.sequences is None else args.sequences, verify=False)
+    bundle = open_bundle(args.bundle, args.verify)
+    if args.sequences is None:
+        model = replace(model, sequences=usual_sequences(bundle, model))
     name = args.bundle.resolve().name if args.name is None else args.name
-    options = TritonOptions(args.repository, name, settings, args.instances, args.copy, args.share_weights, args.verify)
-    output, _ = write_model(args.bundle, options)
+    options = TritonOptions(args.repository, name, model, args.instances, args.queue_limit, args.copy, args.share_weights)
+    output = write_model(bundle, options)
     print(f"{output}: {args.instances} instance(s); {output / 'README.md'} says how to start a server with it")
     print(f"try: tritonserver --model-repository={shlex.quote(str(args.repository.resolve()))}")
     return 0

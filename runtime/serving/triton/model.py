@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # exists inside the server only
 
-from quasar.engines.errors import QuasarError, first_line
-from quasar.runtime.model import Model
-from quasar.runtime.serving.metrics import COUNTERS, HISTOGRAMS, Tally
+from quasar.engines.errors import QuasarError
+from quasar.runtime.model import Model, load_model
+from quasar.runtime.model_options import options_from_strings
+from quasar.runtime.serving.limits import queue_limit_of
+from quasar.runtime.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS, IDLE, Tally
 from quasar.runtime.serving.relay import Relay, RelayedClient
-from quasar.runtime.serving.settings import parse_settings
-from quasar.runtime.serving.triton.request import Order, read_request
-from quasar.runtime.serving.worker import Part, Scheduler
+from quasar.runtime.serving.request import Failure, Part, failure_of
+from quasar.runtime.serving.triton.request import TritonOrder, read_request
+from quasar.runtime.serving.worker import Worker
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+# by name: the server fills its module after this one is imported
+CODES: dict[Failure, str] = {"usage": "INVALID_ARG", "unavailable": "UNAVAILABLE", "internal": "INTERNAL"}
 
 
 class TritonPythonModel:
@@ -34,41 +39,40 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         prepacked = folder / "prepacked"
         try:
-            self._models = parse_settings(parameters).load(folder / "bundle", prepacked if prepacked.is_dir() else None)
+            options = options_from_strings(parameters)
+            options = replace(options, verify=True, prepacked=prepacked if prepacked.is_dir() else None)
+            queue_limit = queue_limit_of(parameters)
+            self._model = load_model(folder / "bundle", options)
         except QuasarError as error:
             raise pb_utils.TritonModelException(f"quasar: {error}") from None
         self._metrics = _Metrics(args["model_name"], args["model_version"])
         self._relay = Relay(self._metrics)
-        self._scheduler = Scheduler(self._models, self._relay)
+        self._worker = Worker(self._model, self._relay, queue_limit)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Take in requests; their responses come later."""
         for request in requests:
             client = _Client(request)
             try:
-                client.order = _read(self._models[0], request)
-            except QuasarError as error:
-                client.fail(str(error), usage=True)
-                continue
+                client.order = _read(self._model, request)
             except Exception as error:  # it is this request's alone
-                client.fail(f"internal error: {type(error).__name__}: {first_line(error)}", usage=False)
+                client.fail(*failure_of(error))
                 continue
-            self._scheduler.submit(client.order, RelayedClient(client, self._relay))
+            self._worker.submit(client.order, RelayedClient(client, self._relay))
 
     def is_ready(self) -> bool:
         """Whether answers can be expected."""
-        return self._scheduler.healthy
+        return self._worker.healthy
 
     def finalize(self) -> None:
         """End what is open, and free everything."""
-        self._scheduler.close()
+        self._worker.close()
         self._relay.close()
         self._metrics.free()
-        for model in self._models:
-            model.close()
+        self._model.close()
 
 
-def _read(model: Model, request: Any) -> Order:
+def _read(model: Model, request: Any) -> TritonOrder:
     tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
     return read_request(model, tensors, json.loads(request.parameters() or "{}"))
 
@@ -82,7 +86,7 @@ def _see_only(device: int) -> None:
 class _Client:
     """Whoever sent a request."""
 
-    order: Order
+    order: TritonOrder
 
     def __init__(self, request: Any) -> None:
         self._request = request
@@ -105,10 +109,10 @@ class _Client:
         tensors += [_strings("finish_reason", part.finish_reason), _strings("statistics", json.dumps(part.statistics))]
         self._sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL)
 
-    def fail(self, message: str, usage: bool) -> None:
+    def fail(self, message: str, failure: Failure) -> None:
         """See `Client.fail`."""
-        code = pb_utils.TritonError.INVALID_ARG if usage else pb_utils.TritonError.INTERNAL
-        self._sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)), flags=FINAL)
+        error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, CODES[failure]))
+        self._sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
 
     def leave(self) -> None:
         """See `Client.leave`."""
@@ -124,23 +128,26 @@ def _numbers(name: str, values: Sequence[int], dtype: type) -> Any:
 
 
 class _Metrics:
-    """Metrics beside Triton's own."""
+    """Metrics beside Triton's own. Instances of a model share them, so gauges are counted up and down, too."""
 
     def __init__(self, model: str, version: str) -> None:
         labels = {"model": model, "version": version}
         kinds = pb_utils.MetricFamily
         self._families: list[Any] = []
         self._metrics: dict[str, Any] = {}
-        for spec in (*COUNTERS, *HISTOGRAMS):
-            kind = kinds.HISTOGRAM if spec.buckets else kinds.COUNTER
-            family = pb_utils.MetricFamily(name=spec.name, description=spec.meaning, kind=kind)
-            self._families.append(family)
-            buckets = {"buckets": list(spec.buckets)} if spec.buckets else {}
-            self._metrics[spec.name] = family.Metric(labels=labels, **buckets)
+        self._gauges = IDLE
+        for kind, specs in ((kinds.COUNTER, COUNTERS), (kinds.GAUGE, GAUGES), (kinds.HISTOGRAM, HISTOGRAMS)):
+            for spec in specs:
+                family = pb_utils.MetricFamily(name=spec.name, description=spec.meaning, kind=kind)
+                self._families.append(family)
+                buckets = {"buckets": list(spec.buckets)} if spec.buckets else {}
+                self._metrics[spec.name] = family.Metric(labels=labels, **buckets)
 
     def report(self, tally: Tally) -> None:
         """See `Reporter.report`."""
-        for name, count in tally.counts.items():
+        changes = {name: value - self._gauges[name] for name, value in tally.gauges.items()}
+        self._gauges = tally.gauges
+        for name, count in {**tally.counts, **changes}.items():
             if count:
                 self._metrics[name].increment(count)
         for name, values in tally.observations.items():

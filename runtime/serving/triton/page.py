@@ -5,16 +5,16 @@ from __future__ import annotations
 from quasar.engines.bundle.bundle import Bundle
 from quasar.engines.bundle.manifest import SAMPLING
 from quasar.runtime.chain.spec import ChainSpec
+from quasar.runtime.execution import cache_of
+from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.serving.triton.tensors import INPUTS, OUTPUTS, TensorSpec
 
-FLOAT = 4
-"""Bytes of a float32."""
 PAGE = """# {name}
 
 `{model}` with the chain `{chain}`, written by `quasar-triton`. {instances} instance(s), each a process with weights of its own;
-each works on {sequences} answer(s) at the same time, round by round, and further requests wait in order.
-A KV cache takes up to {cache_mb:.0f} MB for each of them.
+each works on {sequences} answer(s) at the same time, which share passes, and further requests wait in order.
+The KV caches take up to {cache_mb:.0f} MB for each answer.
 
 ## Start
 
@@ -64,12 +64,12 @@ Sampling where a request does not say: {defaults}.
 
 
 def readme(
-    bundle: Bundle, name: str, chain: ChainSpec, sequences: int, instances: int, extra: str, defaults: SamplingParams
+    bundle: Bundle, name: str, chain: ChainSpec, model: ModelOptions, instances: int, extra: str, defaults: SamplingParams
 ) -> str:
     """The text of a model's `README.md`.
 
     Args:
-        sequences: answers that an instance works on at the same time.
+        model: how an instance runs the bundle.
         extra: of the distribution, which brings what runs the engines.
         defaults: the sampling that holds where a request does not say.
     """
@@ -77,14 +77,20 @@ def readme(
         name=name,
         model=bundle.manifest.model["id"],
         chain=chain,
-        sequences=sequences,
+        sequences=model.sequences,
         instances=instances,
         extra=extra,
         defaults=_sampling(defaults),
-        cache_mb=sum(FLOAT * bundle.engine(engine).cache_values for engine in chain.engines) / 1e6,
+        cache_mb=sum(_slot_bytes(bundle, chain, model).values()) / 1e6,
         inputs="\n".join(map(_row, INPUTS)),
         outputs="\n".join(map(_row, OUTPUTS)),
     )
+
+
+def _slot_bytes(bundle: Bundle, chain: ChainSpec, model: ModelOptions) -> dict[str, int]:
+    """Bytes of an answer's caches, by the engine whose they are."""
+    caches = {name: cache_of(model, bundle, bundle.engine(name)) for name in chain.engines}
+    return {cache.owner if cache.owner in caches else name: cache.slot_bytes for name, cache in caches.items()}
 
 
 def _sampling(params: SamplingParams) -> str:

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quasar.engines.bundle.bundle import MANIFEST, Bundle, open_bundle
+from quasar.engines.bundle.bundle import MANIFEST, Bundle
 from quasar.engines.bundle.directory import atomic_directory
 from quasar.engines.bundle.manifest import ONNXRUNTIME
 from quasar.engines.errors import UsageError
 from quasar.runtime.chain.spec import ChainSpec
 from quasar.runtime.defaults import default_params
 from quasar.runtime.engines import EnginePool
-from quasar.runtime.model import choose_chain, draft_lengths
-from quasar.runtime.options import parse_draft_length
-from quasar.runtime.serving.settings import Settings
+from quasar.runtime.execution import backend_of, on_gpu
+from quasar.runtime.model import choose_chain
+from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.serving.triton.page import readme
 from quasar.runtime.serving.triton.tensors import INPUTS, OUTPUTS, TensorSpec
 from quasar.runtime.tokenizer import Tokenizer
@@ -38,6 +38,7 @@ __all__ = ["TritonPythonModel"]
 WARM_UP_TEXT = "Tom has 3 boxes of 8 pens. He gives away 5 pens. How many pens are left?"
 WARM_UP_TOKENS = 16
 MOST_INSTANCES = 1024
+MOST_WAITING = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -47,51 +48,51 @@ class TritonOptions:
     Attributes:
         repository: the directory that holds the models; made where there is none.
         name: of the model; letters, digits, dots, dashes and underscores.
-        settings: how an instance runs the bundle.
+        model: how an instance runs the bundle.
         instances: processes that serve it, each with weights of its own; on GPUs, for each GPU.
+        queue_limit: requests that may wait in an instance; None for any number.
         copy: put the bundle's files into the repository; else a link to the bundle.
         share_weights: save the weights as this machine's processor wants them, for its instances to share.
-        verify: check the hash of every file of the bundle first.
     """
 
     repository: Path
     name: str
-    settings: Settings
+    model: ModelOptions
     instances: int = 1
+    queue_limit: int | None = None
     copy: bool = False
     share_weights: bool = False
-    verify: bool = False
 
     def __post_init__(self) -> None:
         if not NAMES.fullmatch(self.name):
             raise UsageError(f"--name {self.name!r}: give letters, digits, dots, dashes and underscores")
         if not 1 <= self.instances <= MOST_INSTANCES:
             raise UsageError(f"--instances {self.instances}: give 1 to {MOST_INSTANCES}")
+        if self.queue_limit is not None and not 0 <= self.queue_limit <= MOST_WAITING:
+            raise UsageError(f"--queue-limit {self.queue_limit}: give the most requests that may wait, 0 to {MOST_WAITING}")
 
 
-def write_model(root: Path, options: TritonOptions) -> tuple[Path, Bundle]:
-    """Write the model: (its directory, the bundle). It appears whole or not at all.
+def write_model(bundle: Bundle, options: TritonOptions) -> Path:
+    """Write the model; its directory appears whole or not at all.
 
     Raises:
-        UsageError: no such bundle, chain or backend, or something else is where the model would be.
-        BundleError: the bundle is not whole.
+        UsageError: no such chain or backend, or something else is where the model would be.
     """
-    bundle = open_bundle(root, options.verify)
-    chain, sequences = check_settings(bundle, options.settings)
+    chain = check_options(bundle, options.model)
     output = options.repository / options.name
     _check_output(output)
     if not options.copy and bundle.root.resolve().is_relative_to(output.resolve()):
-        raise UsageError(f"{root}: it lies inside the model that would be replaced; a link to it would lead nowhere, add --copy")
-    if options.share_weights and _on_gpu(bundle, options.settings):
+        raise UsageError(f"{bundle.root}: it lies inside the model that would be replaced; a link would lead nowhere, add --copy")
+    if options.share_weights and on_gpu(options.model, bundle):
         raise UsageError("--share-weights is for ONNX Runtime on a CPU; leave it out")
-    defaults = default_params(bundle, options.settings.generation_config)
+    defaults = default_params(bundle, options.model.generation_config)
     target = bundle.engine(chain.target)
     warm_up = _warm_up_tensors(Tokenizer(bundle.tokenizer_folder(), target.vocab_size), target.max_length)
-    text = _format(model_config(bundle, options, sequences, warm_up))
+    text = _format(model_config(bundle, options, warm_up))
     with atomic_directory(output) as partial:
         (partial / MARK).write_text("quasar-triton replaces this directory\n", encoding="utf-8")
         (partial / "config.pbtxt").write_text(text, encoding="utf-8")
-        page = readme(bundle, options.name, chain, sequences, options.instances, _extra(bundle, options.settings), defaults)
+        page = readme(bundle, options.name, chain, options.model, options.instances, _extra(bundle, options.model), defaults)
         (partial / "README.md").write_text(page, encoding="utf-8")
         (partial / "1").mkdir()
         (partial / "1" / "model.py").write_text(MODEL, encoding="utf-8")
@@ -103,26 +104,26 @@ def write_model(root: Path, options: TritonOptions) -> tuple[Path, Bundle]:
         (partial / "warmup").mkdir()
         for tensor, value in warm_up.items():
             (partial / "warmup" / tensor).write_bytes(value.tobytes())
-    return output, bundle
+    return output
 
 
-def check_settings(bundle: Bundle, settings: Settings) -> tuple[ChainSpec, int]:
-    """(the chain, answers that an instance works on at the same time), once all is known to go together.
+def check_options(bundle: Bundle, options: ModelOptions) -> ChainSpec:
+    """The chain, once all is known to go together.
 
     Raises:
         UsageError: with the option that does not.
     """
-    chain = choose_chain(bundle, settings.chain)
-    draft_lengths(chain, parse_draft_length(settings.draft_length))
-    EnginePool(bundle, settings.execution).check(chain)
-    return chain, settings.sequences_of(bundle)
+    chain = choose_chain(bundle, options.chain)
+    options.draft_lengths(chain)
+    EnginePool(bundle, options).check(chain)
+    return chain
 
 
-def model_config(bundle: Bundle, options: TritonOptions, sequences: int, warm_up: Mapping[str, NDArray[Any]]) -> Any:
+def model_config(bundle: Bundle, options: TritonOptions, warm_up: Mapping[str, NDArray[Any]]) -> Any:
     """The configuration, a `ModelConfig` message of Triton's.
 
     Args:
-        warm_up: tensors of the request that is answered before the model counts as ready, once for each sequence.
+        warm_up: tensors of the request that is answered before the model counts as ready.
     """
     from tritonclient.grpc import model_config_pb2 as pb
 
@@ -132,11 +133,12 @@ def model_config(bundle: Bundle, options: TritonOptions, sequences: int, warm_up
     config.model_transaction_policy.decoupled = True
     config.input.extend(pb.ModelInput(optional=True, **_tensor(pb, spec)) for spec in INPUTS)
     config.output.extend(pb.ModelOutput(**_tensor(pb, spec)) for spec in OUTPUTS)
-    kind = pb.ModelInstanceGroup.KIND_GPU if _on_gpu(bundle, options.settings) else pb.ModelInstanceGroup.KIND_CPU
+    kind = pb.ModelInstanceGroup.KIND_GPU if on_gpu(options.model, bundle) else pb.ModelInstanceGroup.KIND_CPU
     config.instance_group.add(count=options.instances, kind=kind)
-    for name, value in {**options.settings.to_parameters(), "sequences": str(sequences)}.items():
+    limit = {} if options.queue_limit is None else {"queue_limit": str(options.queue_limit)}
+    for name, value in {**options.model.to_strings(), **limit}.items():
         config.parameters[name].string_value = value
-    sample = config.model_warmup.add(name="answer", batch_size=1, count=sequences)
+    sample = config.model_warmup.add(name="answer", batch_size=1, count=1)
     kinds = {spec.name: spec.kind for spec in INPUTS}
     for name, array in warm_up.items():
         tensor = sample.inputs[name]
@@ -157,16 +159,12 @@ def _format(config: Any) -> str:
     return text
 
 
-def _on_gpu(bundle: Bundle, settings: Settings) -> bool:
-    return settings.execution.backend_of(bundle) != ONNXRUNTIME or settings.provider not in (None, "cpu")
-
-
-def _extra(bundle: Bundle, settings: Settings) -> str:
+def _extra(bundle: Bundle, options: ModelOptions) -> str:
     """The extra of the distribution that runs the bundle so."""
-    backend = settings.execution.backend_of(bundle)
+    backend = backend_of(options, bundle)
     if backend != ONNXRUNTIME:
         return backend
-    return "gpu" if _on_gpu(bundle, settings) else "cpu"
+    return "gpu" if on_gpu(options, bundle) else "cpu"
 
 
 def _warm_up_tensors(tokenizer: Tokenizer, max_length: int) -> dict[str, NDArray[Any]]:

@@ -14,6 +14,7 @@ from quasar.engines.errors import UsageError
 from quasar.runtime.model import Model
 from quasar.runtime.prompt import ReadPrompt
 from quasar.runtime.sampling import SamplingParams
+from quasar.runtime.serving.request import Order
 from quasar.runtime.serving.triton.tensors import ANY, INPUTS, TensorSpec
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -45,26 +46,18 @@ OWN = "triton_"
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a request asks for.
+class TritonOrder(Order):
+    """What a request asks for, and what its responses shall hold beside the answer.
 
     Attributes:
-        prompt: its tokens.
-        echo: text to put before the answer.
-        params: how to choose tokens and when to stop.
-        stream: a response for every round, or one for the whole answer.
         count_input, count_output: whether responses say how many tokens there were.
     """
 
-    prompt: ReadPrompt
-    params: SamplingParams
-    echo: str = ""
-    stream: bool = False
     count_input: bool = False
     count_output: bool = False
 
 
-def read_request(model: Model, tensors: Tensors, parameters: Mapping[str, Any] | None = None) -> Order:
+def read_request(model: Model, tensors: Tensors, parameters: Mapping[str, Any] | None = None) -> TritonOrder:
     """Check a request and turn its prompt into tokens. Touches no engine, so any thread may do it at any time.
 
     Args:
@@ -81,7 +74,7 @@ def read_request(model: Model, tensors: Tensors, parameters: Mapping[str, Any] |
     if any(name in values for name in GUIDED):
         raise UsageError(f"{GUIDED[0]}: guided decoding is not supported; leave out forced tools and response formats")
     prompt = _read_prompt(model, values)
-    return Order(
+    return TritonOrder(
         prompt=prompt,
         params=_sampling(model, values),
         echo="" if _flag(values, "exclude_input_in_output", True) else _prompt_text(model, values, prompt),

@@ -38,7 +38,7 @@ INPUTS = (
     TensorSpec("tools", "STRING", 1, 'JSON: functions that the model may call, [{"type": "function", ...}]; with messages'),
     TensorSpec("chat_template_kwargs", "STRING", 1, 'JSON: variables of the template, {"enable_thinking": false}; with messages'),
     TensorSpec("token_ids", "INT64", ANY, "the prompt as token ids"),
-    TensorSpec("stream", "BOOL", 1, "a response for every round instead of one for the whole answer (false)"),
+    TensorSpec("stream", "BOOL", 1, "responses as the answer grows instead of one for the whole answer (false)"),
     TensorSpec("max_tokens", "INT32", 1, "tokens to generate at the most (256)"),
     TensorSpec("temperature", "FP32", 1, "0 takes the most likely token each time (the bundle's, else 0)"),
     TensorSpec("top_k", "INT32", 1, "sample from the k most likely tokens; 0 for all (the bundle's, else 0)"),
