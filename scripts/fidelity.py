@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from quasar.engines.engine import Feed
 from quasar.exporter.model.checkpoint import open_checkpoint
 from quasar.runtime import Model, SamplingParams, load
 
@@ -30,12 +31,9 @@ def choices(model: Model, engine: str, ids: list[int], first: int) -> np.ndarray
     runner = model.engines[engine]
     pieces = []
     for begin in range(0, len(ids), runner.spec.max_rows):
-        chunk = ids[begin : begin + runner.spec.max_rows]
+        chunk = np.array(ids[begin : begin + runner.spec.max_rows])
         rows = np.arange(max(first - begin, 0), len(chunk))
-        if len(rows):
-            pieces.append(runner.forward(np.array([chunk]), np.array([begin]), rows[None])[0].copy())
-        else:
-            runner.forward(np.array([chunk]), np.array([begin]), np.array([[0]]))
+        pieces.append(runner.score([Feed(0, begin, chunk, rows)]).logits(0).copy())
     return np.concatenate(pieces)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from quasar.engines.bundle.bundle import open_bundle
+from quasar.engines.engine import Feed
 from quasar.engines.onnxruntime.engine import OnnxEngine
 
 
@@ -36,20 +37,21 @@ def main() -> None:
     every = [(name, engine) for name, pair in engines.items() for engine in pair]
     random = np.random.default_rng(0)
     vocab = min(engine.spec.vocab_size for _, engine in every)
-    text = random.integers(3, vocab, (1, args.context))
+    text = random.integers(3, vocab, args.context)
     for _, engine in every:
-        engine.forward(text, np.array([0]), np.array([[args.context - 1]]))
+        for begin in range(0, args.context, engine.spec.max_rows):
+            engine.score([Feed(0, begin, text[begin : begin + engine.spec.max_rows], np.array([0]))])
     print("| rows | " + " | ".join(f"{name}, ms" for name in engines) + " | over the first |")
     print("|---|" + "---|" * len(engines) + "---|")
     for rows in map(int, args.rows.split(",")):
-        call = random.integers(3, vocab, (1, rows)), np.array([args.context]), np.arange(rows)[None]
+        feeds = [Feed(0, args.context, random.integers(3, vocab, rows), np.arange(rows))]
         seconds: dict[str, list[float]] = {name: [] for name in engines}
         for turn in range(args.rounds):
             spent = dict.fromkeys(engines, 0.0)
             for name, engine in every[:: 1 if turn % 2 else -1]:
-                engine.forward(*call)  # the threads of the other engine's session have stopped spinning
+                engine.score(feeds)  # the threads of the other engine's session have stopped spinning
                 begin = time.perf_counter()
-                engine.forward(*call)
+                engine.score(feeds)
                 spent[name] += (time.perf_counter() - begin) / 2
             for name, value in spent.items():
                 seconds[name].append(value)

@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 import torch
 from edited import edit_manifest, edit_template
-from models import DEMO, make_checkpoint
+from models import DEMO, feed, forward, make_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from quasar.engines.bundle.bundle import open_bundle
+from quasar.engines.errors import UsageError
+from quasar.engines.onnxruntime.engine import OnnxEngine
 from quasar.exporter.cli import main as export_main
 from quasar.runtime.cli import main as generate_main
 
@@ -153,19 +156,25 @@ def test_every_family_through_the_commands(tmp_path: Path, capsys: Capture, fami
     assert len(json.loads(capsys.readouterr().out)["ids"]) == 9
 
 
-def test_a_batch_takes_the_portable_form(tmp_path: Path) -> None:
-    from quasar.engines.bundle.bundle import open_bundle
-    from quasar.engines.onnxruntime.engine import OnnxEngine
-
-    command = ["--model", "demo", "--engines", "int8", "--max-batch", "2", "--max-length", "512"]
+@pytest.mark.parametrize(("given", "slots", "form"), [
+    ([], 8, "packed"), (["--max-sequences", "3"], 3, "packed"), (["--max-sequences", "1"], 1, "fused"),
+    (["--provider", "cuda"], 1, "fused"), (["--provider", "cuda", "--max-sequences", "2"], 2, "fused"),
+    (["--max-batch", "2"], 2, "packed"),  # its name in 0.1
+])  # fmt: skip
+def test_a_bundle_has_as_many_places_as_are_asked_for(tmp_path: Path, given: list[str], slots: int, form: str) -> None:
+    command = ["--model", "demo", "--engines", "float", "--max-length", "256", *given]
     assert export_main([*command, "--output", str(tmp_path / "b")]) == 0
     bundle = open_bundle(tmp_path / "b")
-    engine = OnnxEngine(bundle.path("int8.onnx"), bundle.engine("int8"))
-    ids = np.random.default_rng(0).integers(3, 4000, (2, 9))
-    both = engine.forward(ids, np.zeros(2, np.int64), np.full((2, 1), 8)).copy()
-    for slot in range(2):
-        alone = engine.forward(ids[slot][None], np.zeros(1, np.int64), np.array([[8]]))
-        np.testing.assert_allclose(alone[0], both[slot], atol=0.2)
+    entry = bundle.engine("float")
+    assert (entry.cache.slots, entry.attention) == (slots, form)
+    engine = OnnxEngine(bundle.path("float.onnx"), entry)
+    ids = np.random.default_rng(0).integers(3, 4000, (slots, 9))
+    alone = [forward(engine, one).copy() for one in ids]
+    together = engine.score([feed(one, slot=slot) for slot, one in enumerate(ids)])
+    for slot in range(slots):
+        np.testing.assert_allclose(together.logits(slot), alone[slot], atol=2e-2 if "cuda" in given else 1e-3)
+    with pytest.raises(UsageError, match=rf"slot {slots} of {slots}; load it for more \(--sequences\)"):
+        engine.score([feed([5], slot=slots)])
 
 
 # ------------------------------------------------------------------------------------------------ bad checkpoints
@@ -320,7 +329,8 @@ def test_lm_head_has_the_precision_that_is_asked_for(tmp_path: Path, precision: 
         (["--model", "demo", "--int8", "--float-budget", "2"], "--float-budget 2.0: it is a share of the weights, 0 to 1"),
         (["--model", "demo", "--int8", "--int16-budget", "-0.1"], "--int16-budget -0.1: it is a share of the weights, 0 to 1"),
         (["--model", "demo", "--int8", "--max-length", "9999"], "the model knows 4096"),
-        (["--model", "demo", "--int8", "--max-batch", "0"], "max_batch is 0"),
+        (["--model", "demo", "--int8", "--max-sequences", "0"], "max_sequences is 0; it must lie in 1..1024 (--max-sequences)"),
+        (["--model", "demo", "--int8", "--max-sequences", "1025"], "max_sequences is 1025; it must lie in 1..1024"),
         (["--model", "demo", "--int8", "--num-samples", "1"], "samples is 1"),
         (["--model", "demo", "--int8", "--calibration", "missing.jsonl"], "missing.jsonl: cannot be read"),
     ],
@@ -431,6 +441,10 @@ def point_outside(bundle: Path) -> None:
     shutil.copyfile(bundle / "int8.bin", bundle.parent / "x.bin")
 
 
+def edit_cache(bundle: Path, **changes: object) -> None:
+    edit_manifest(bundle, lambda m: m["engines"]["int8"]["cache"].update(changes))
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "truncated weights": lambda b: truncate(b / "int8.bin", 0.5),
     "truncated graph": lambda b: truncate(b / "int8.onnx", 0.5),
@@ -442,12 +456,16 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "swapped graphs": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(graph="tokenizer/tokenizer.json")),
     "absurd vocabulary": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(vocab_size=1 << 40)),
     "wrong vocabulary": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(vocab_size=5000)),
-    "wrong length": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(max_length=8192)),
-    "wrong layers": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(num_hidden_layers=5)),
+    "wrong length": lambda b: edit_cache(b, length=8192),
+    "wrong layers": lambda b: edit_cache(b, layers=5),
+    "wrong heads": lambda b: edit_cache(b, heads=1),
+    "wrong type of the cache": lambda b: edit_cache(b, dtype="float16"),
+    "a cache that is nobody's": lambda b: edit_cache(b, owner="int9"),
+    "a cache that another engine does not have": lambda b: edit_cache(b, owner="float", length=2048),
     "weights outside": point_outside,
     "another engine's graph": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(graph="int4.onnx")),
-    "absurd batch": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(max_batch=1 << 20)),
-    "larger batch": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(max_batch=4)),
+    "another form of attention": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(attention="fused")),
+    "absurd slots": lambda b: edit_cache(b, slots=1 << 20),
     "no engines": lambda b: edit_manifest(b, lambda m: m.update(engines={})),
     "unknown chain": lambda b: edit_manifest(b, lambda m: m.update(default_chain="magic > int8")),
     "stop token": lambda b: edit_manifest(b, lambda m: m.update(stop_token_ids=[-1])),

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import feed
 
 from quasar.engines.bundle.bundle import open_bundle
-from quasar.engines.engine import Feed
 from quasar.engines.errors import BundleError, UsageError
+from quasar.engines.onnxruntime.engine import OnnxEngine
 from quasar.engines.onnxruntime.prepacked import LISTING, check_prepacked, save_prepacked
 from quasar.runtime import load
 from quasar.runtime.serving.triton.cli import main as triton_main
@@ -43,14 +44,26 @@ def prepacked(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_logits_are_the_same_to_the_last_bit(demo_bundle: Path, prepacked: Path) -> None:
-    prompt = Feed(0, 0, np.arange(7, 47), np.array([0, 20, 39]))
-    following = Feed(0, 40, np.array([9]), np.array([0]))
+    bundle = open_bundle(demo_bundle)
+    ids = np.random.default_rng(0).integers(3, 4000, (3, 42))
+    passes = [
+        [feed(ids[0][:40], 0, 0, [0, 20, 39])],
+        [feed(ids[0][40:41], 40, 0)],
+        [feed(ids[2][:9], 0, 2, [8]), feed(ids[0][41:], 41, 0), feed(ids[1][:30], 0, 1, [])],
+    ]
+    for name in ENGINES:
+        entry = bundle.engine(name)
+        assert entry.attention == "packed"
+        plain, shared = OnnxEngine(bundle.path(entry.graph), entry), OnnxEngine(prepacked / entry.graph, entry)
+        for feeds in passes:
+            expected, found = plain.score(feeds), shared.score(feeds)
+            for number in range(len(feeds)):
+                assert np.array_equal(found.logits(number), expected.logits(number))
+
+
+def test_a_chain_runs_on_them(demo_bundle: Path, prepacked: Path) -> None:
     with load(demo_bundle, CHAIN) as plain, load(demo_bundle, CHAIN, prepacked=prepacked) as shared:
-        assert set(plain.engines) == {"float", "int8", "int4"}
-        for name, engine in plain.engines.items():
-            for feed in (prompt, following):
-                expected = engine.score([feed]).logits(0).copy()
-                assert np.array_equal(shared.engines[name].score([feed]).logits(0), expected)
+        assert shared.generate("1 + 1 =").ids == plain.generate("1 + 1 =").ids
 
 
 def test_the_weights_are_no_memory_of_the_process(demo_bundle: Path, prepacked: Path) -> None:

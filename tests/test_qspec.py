@@ -9,8 +9,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from models import feed, forward
 
 from quasar.calibration.blocks import Grid, quantize_blocks
+from quasar.engines.bundle.bundle import open_bundle
+from quasar.engines.errors import BundleError
 from quasar.engines.onnxruntime.engine import LowActivations, OnnxEngine
 from quasar.exporter.cli import main as export_main
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
@@ -57,10 +60,11 @@ def test_a_precise_pass_is_nearly_the_dequantized_weight(tmp_path: Path, in_feat
     assert precisely_wrong < wrong / 50
 
 
-def engine_and_caches(model: Model, name: str) -> tuple[OnnxEngine, list[np.ndarray]]:
+def cache_of(model: Model, name: str) -> list[np.ndarray]:
+    """Keys and values of the first slot by layer, [heads, length, head_dim] each."""
     engine = model.engines[name]
     assert isinstance(engine, OnnxEngine)
-    return engine, engine._caches
+    return [tensor[0] for tensor in engine._caches._tensors.values()]
 
 
 def test_what_is_kept_of_the_cache_is_what_a_precise_run_writes(bundle: Path) -> None:
@@ -72,14 +76,42 @@ def test_what_is_kept_of_the_cache_is_what_a_precise_run_writes(bundle: Path) ->
         expected = plain.generate(prompt, params)
         assert done.ids == expected.ids
         kept = len(prompt) + len(done.ids) - 1
-        ids = np.array([prompt + done.ids[:-1]])
-        low.engines["int4"].forward(ids, np.zeros(1, np.int64), np.array([[kept - 1]]))
-        _, found = engine_and_caches(chain, "int4-a16")
-        _, precise = engine_and_caches(plain, "int4-a16")
-        _, coarse = engine_and_caches(low, "int4")
-        difference = max(float(np.abs(a[:, :, :kept] - b[:, :, :kept]).max()) for a, b in zip(found, precise, strict=True))
-        of_the_draft = max(float(np.abs(a[:, :, :kept] - b[:, :, :kept]).max()) for a, b in zip(coarse, precise, strict=True))
+        forward(low.engines["int4"], prompt + done.ids[:-1])
+        found, precise, coarse = cache_of(chain, "int4-a16"), cache_of(plain, "int4-a16"), cache_of(low, "int4")
+        difference = max(float(np.abs(a[:, :kept] - b[:, :kept]).max()) for a, b in zip(found, precise, strict=True))
+        of_the_draft = max(float(np.abs(a[:, :kept] - b[:, :kept]).max()) for a, b in zip(coarse, precise, strict=True))
         assert difference < 0.02 * of_the_draft
+
+
+def test_both_faces_run_many_sequences_in_one_cache(bundle: Path) -> None:
+    """What the one writes, the other reads, in every slot; each counts its own time."""
+    opened = open_bundle(bundle)
+    assert opened.engine("int4").cache == opened.engine("int4-a16").cache
+    high = OnnxEngine(opened.path("int4-a16.onnx"), opened.engine("int4-a16"))
+    low = LowActivations(high, "int4")
+    ids = np.random.default_rng(0).integers(3, 4000, (3, 20))
+    precise = [forward(high, ids[slot], slot=slot) for slot in range(3)]
+    coarse = [forward(low, ids[slot], slot=slot) for slot in range(3)]
+    spent = high.seconds
+    low.score([feed(ids[slot][:15], slot=slot, rows=[]) for slot in range(3)])
+    feeds = [feed(ids[slot][15:], 15, slot) for slot in (2, 0, 1)]
+    scores = low.score(feeds)
+    for number, one in enumerate(feeds):
+        expected = coarse[one.slot][15:]
+        wrong = np.abs(scores.logits(number) - expected).mean()
+        assert wrong < np.abs(precise[one.slot][15:] - expected).mean() / 3
+    assert (high.seconds, low.seconds > 0) == (spent, True)
+    # a precise pass over what low ones have written
+    scores = high.score([feed(ids[slot], slot=slot) for slot in range(3)])
+    for slot in range(3):
+        np.testing.assert_allclose(scores.logits(slot), precise[slot], atol=1e-3)
+
+
+def test_an_owner_whose_activations_cannot_be_chosen_is_refused(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    alone = OnnxEngine(opened.path("int4.onnx"), opened.engine("int4"))
+    with pytest.raises(BundleError, match="engine int8: its cache belongs to int4, whose activations cannot be chosen; export"):
+        LowActivations(alone, "int8")
 
 
 def test_there_is_one_session_one_cache_and_one_file_of_weights(bundle: Path) -> None:
