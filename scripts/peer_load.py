@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -116,7 +116,7 @@ class OpenVino:
         return new, asked.get_status() == self._genai.GenerationStatus.FINISHED
 
 
-SYSTEMS = {"quasar": Quasar, "openvino": OpenVino}
+SYSTEMS: dict[str, Callable[[dict[str, Any]], System]] = {"quasar": Quasar, "openvino": OpenVino}
 
 
 def wave(system: System, prompts: Sequence[list[int]], count: int) -> dict[str, Any]:
