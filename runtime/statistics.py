@@ -169,8 +169,9 @@ class Statistics:
 
     def __str__(self) -> str:
         """A few lines for people."""
+        cached = f" ({self.cached_tokens} of them cached)" if self.cached_tokens else ""
         lines = [
-            f"{self.prompt_tokens} prompt tokens in {self.prefill_seconds:.2f} s, "
+            f"{self.prompt_tokens} prompt tokens{cached} in {self.prefill_seconds:.2f} s, "
             f"{self.new_tokens} new tokens in {self.decode_seconds:.2f} s" + _with(", {:.1f} tokens/s", self.tokens_per_second)
         ]
         for level, following in zip(self.levels, [*self.levels[1:], None], strict=True):

@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,8 +98,7 @@ class OpenVino:
         config = self._genai.GenerationConfig()
         config.max_new_tokens = count
         config.ignore_eos = True
-        config.eos_token_id = 0  # ignored, but none is refused
-        config.stop_token_ids = set()
+        config.set_eos_token_id(0)  # ignored, but none is refused
         config.do_sample = False
         config.apply_chat_template = False
         if self._lookup:
@@ -117,7 +116,7 @@ class OpenVino:
         return new, asked.get_status() == self._genai.GenerationStatus.FINISHED
 
 
-SYSTEMS = {"quasar": Quasar, "openvino": OpenVino}
+SYSTEMS: dict[str, Callable[[dict[str, Any]], System]] = {"quasar": Quasar, "openvino": OpenVino}
 
 
 def wave(system: System, prompts: Sequence[list[int]], count: int) -> dict[str, Any]:
@@ -252,6 +251,8 @@ def main() -> None:
                 for name in order:
                     time.sleep(REST)
                     found = workers[name].wave(cut(prompts, repeat * number, number, context), args.max_new_tokens)
+                    if found["tokens"] != number * args.max_new_tokens:
+                        print(f"{name}: {found['tokens']} tokens, not {number} x {args.max_new_tokens}", file=sys.stderr)
                     if repeat >= 0:
                         waves.append({"system": name, "clients": number, "context": context, "repeat": repeat, **found})
     for worker in workers.values():

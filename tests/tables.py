@@ -90,11 +90,30 @@ def generate(
     prompt: list[int] = PROMPT,
 ) -> list[int]:
     """The first `count` new tokens of a generation that could have gone `slack` tokens further."""
-    sequence = start(verifier, params, acceptance, prompt)
-    while sequence.new_count < count:
-        sequence.tokens.extend(verifier.round([Turn(sequence, count + slack - sequence.new_count)])[0].tokens)
-    verifier.leave(sequence)
-    return sequence.new_tokens[:count]
+    return generate_together(verifier, [params], count, acceptance, slack, prompt)[0]
+
+
+def generate_together(
+    verifier: Verifier,
+    params: Many[SamplingParams],
+    count: int,
+    acceptance: Acceptance = "matching",
+    slack: int = 8,
+    prompt: list[int] = PROMPT,
+) -> list[list[int]]:
+    """The same for several samplings of a prompt, each in a slot of its own, while it has not enough."""
+    sequences = [Sequence(list(prompt), Sampler(one, len(prompt), acceptance), slot) for slot, one in enumerate(params)]
+    for sequence in sequences:
+        verifier.join(sequence)
+    turns = [Turn(sequence, 99, len(prompt)) for sequence in sequences]
+    while turns:
+        for turn, done in zip(turns, verifier.round(turns), strict=True):
+            turn.sequence.tokens.extend(done.tokens)
+        going = (turn.sequence for turn in turns if turn.sequence.new_count < count)
+        turns = [Turn(sequence, count + slack - sequence.new_count) for sequence in going]
+    for sequence in sequences:
+        verifier.leave(sequence)
+    return [sequence.new_tokens[:count] for sequence in sequences]
 
 
 def chi_square(observed: Float32, expected: Float32) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sampling_law import law_of_one
+from test_sampling_target import target_of_one
 
 from quasar.runtime.sampling import SamplingParams, candidates, penalize
 
@@ -34,7 +34,7 @@ def test_p_is_what_the_definitions_say(logits: np.ndarray, params: SamplingParam
     ids, p = candidates(penalized, params)
     full = np.zeros(len(logits))
     full[ids] = p
-    expected = law_of_one(logits, prompt, output, params)
+    expected = target_of_one(logits, prompt, output, params)
     ordered = np.sort(expected[expected > 0])
     if len(ordered) > 1 and np.min(np.diff(np.sort(penalized)), initial=1) < 1e-4:
         return  # penalties made a tie

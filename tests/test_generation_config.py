@@ -21,7 +21,7 @@ from quasar.exporter.model.generation_config import sampling_defaults
 from quasar.runtime import Model, SamplingParams, load
 from quasar.runtime.bench.cli import main as bench_main
 from quasar.runtime.cli import main as generate_main
-from quasar.runtime.serving.settings import Settings, parse_settings
+from quasar.runtime.model_options import options_from_strings
 from quasar.runtime.serving.triton.cli import main as triton_main
 from quasar.runtime.serving.triton.request import read_request
 
@@ -180,11 +180,6 @@ def test_changes_go_on_top_of_the_bundles_defaults(sampled: Path) -> None:
         assert model.generate(CHAT, model.sampling_params(seed=5, max_new_tokens=16)).ids == model.generate(CHAT, own).ids
 
 
-def test_a_sibling_has_the_same_defaults(sampled: Path) -> None:
-    with load(sampled, chain="int8") as model, model.sibling() as sibling, sibling.sibling() as third:
-        assert sibling.sampling_params() == third.sampling_params() == SamplingParams(**SAMPLED)
-
-
 def test_the_defaults_can_be_switched_off(penalized: Path, greedy_ids: list[int]) -> None:
     with load(penalized, chain="int8", generation_config="off") as model:
         assert model.sampling_params() == GREEDY
@@ -240,15 +235,13 @@ def test_quasar_bench_is_greedy_whatever_the_bundle_says(penalized: Path, tmp_pa
 
 def test_a_request_takes_what_it_leaves_out_from_the_bundle(sampled: Path) -> None:
     text = {"text_input": np.array([[QUESTION.encode()]], dtype=np.object_)}
-    for model in Settings(sequences=2).load(sampled):
+    with load(sampled) as model:
         assert read_request(model, text).params == SamplingParams(**SAMPLED)
         cold = {"temperature": np.array([[0.0]], dtype=np.float32), "max_tokens": np.array([[8]], dtype=np.int32)}
         params = read_request(model, {**text, **cold}).params
         assert params == SamplingParams(**{**SAMPLED, "temperature": 0.0}, max_new_tokens=8)
-        model.close()
-    (model,) = Settings(sequences=1, generation_config="off").load(sampled)
-    assert read_request(model, text).params == GREEDY
-    model.close()
+    with load(sampled, generation_config="off") as model:
+        assert read_request(model, text).params == GREEDY
 
 
 @pytest.mark.parametrize(
@@ -261,6 +254,6 @@ def test_a_request_takes_what_it_leaves_out_from_the_bundle(sampled: Path) -> No
 def test_the_served_model_knows_whether_it_takes_them(sampled: Path, tmp_path: Path, options: list[str], said: str) -> None:
     assert triton_main([str(sampled), "--repository", str(tmp_path), "--name", "m", *options]) == 0
     config = text_format.Parse((tmp_path / "m" / "config.pbtxt").read_text(), pb.ModelConfig())
-    settings = parse_settings({name: value.string_value for name, value in config.parameters.items()})
-    assert settings.generation_config == ("off" if options else "auto")
+    served = options_from_strings({name: value.string_value for name, value in config.parameters.items()})
+    assert served.generation_config == ("off" if options else "auto")
     assert said in (tmp_path / "m" / "README.md").read_text()

@@ -47,6 +47,11 @@ class _Drafted:
         self.source = self.source if length else None
 
     @property
+    def drawn(self) -> bool:
+        """Whether its tokens were drawn at random, see `Draft.distribution`."""
+        return any(draft.distribution is not None for draft in self.drafts)
+
+    @property
     def room(self) -> int:
         """Tokens that may come in addition."""
         return self.ask.limit - len(self.drafts)
@@ -261,8 +266,18 @@ def _propose(one: Experience, missing: Many[_Drafted]) -> None:
 
 
 def _cut(made: Many[_Drafted], verify: Verify, spent: float = 0.0) -> float:
-    """Leave what pays of all drafts; the tokens a second that this makes."""
-    lengths, rate = best_cut([drafted.survivals for drafted in made], len(made), verify, spent)
-    for drafted, length in zip(made, lengths, strict=True):
+    """Leave what pays of all drafts; the tokens a second that this makes.
+
+    Drafts that were drawn stay whole. Rejection corrects how often each token is drawn, so it must see all that were: to drop
+    some of them for what they are would change the distribution of what comes in their place.
+    """
+    certain, whole, free = float(len(made)), 0, []
+    for drafted in made:
+        if drafted.drawn:
+            certain, whole = certain + drafted.expected, whole + len(drafted.drafts)
+        else:
+            free.append(drafted)
+    lengths, rate = best_cut([drafted.survivals for drafted in free], certain, lambda count: verify(whole + count), spent)
+    for drafted, length in zip(free, lengths, strict=True):
         drafted.cut(length)
     return rate

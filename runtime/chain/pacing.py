@@ -18,21 +18,21 @@ Verify = Callable[[NDArray[np.integer]], Float64]
 """Seconds of verification passes with so many drafted tokens."""
 
 
-def best_cut(survivals: Many[Float64], sequences: int, verify: Verify, spent: float = 0.0) -> tuple[list[int], float]:
+def best_cut(survivals: Many[Float64], certain: float, verify: Verify, spent: float = 0.0) -> tuple[list[int], float]:
     """(how much of each draft to verify, tokens a second that this makes).
 
-    Of all drafted tokens the likeliest n are verified, n maximizes (sequences + sum of their survivals) / seconds.
+    Of all drafted tokens the likeliest n are verified, n maximizes (certain + sum of their survivals) / seconds.
 
     Args:
         survivals: of each sequence's draft, see `Acceptance.survivals`; they fall along a draft, so what is chosen is a
             beginning of it.
-        sequences: that share the pass, those without a draft included.
+        certain: tokens that come without these drafts: one for each sequence that shares the pass, at least.
         spent: seconds that the drafts took already.
     """
     lengths = [len(one) for one in survivals]
     every = np.concatenate([np.zeros(0), *survivals])
     order = np.argsort(-every, kind="stable")
-    tokens = sequences + np.concatenate([[0.0], np.cumsum(every[order])])
+    tokens = certain + np.concatenate([[0.0], np.cumsum(every[order])])
     rates = tokens / (spent + verify(np.arange(len(every) + 1)))
     count = int(rates.argmax())
     owners = np.repeat(np.arange(len(lengths)), lengths)[order[:count]]
