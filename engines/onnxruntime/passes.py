@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from quasar.engines.engine import Feed, Int64, Spans
 
 SMALLEST_TILE = 32
 """Fewest queries that ONNX Runtime's attention takes at a time: twice the width of a head, less where L2 is small."""
+LAYOUTS = 64
+"""Layouts of passes that are kept: while sequences are generated, one pass is much like the last."""
 Inputs = dict[str, NDArray[Any]]
 
 
@@ -72,30 +75,44 @@ def without_lone_row(feed: Feed) -> Feed:
 
 def _packed(feeds: Sequence[Feed], width: int) -> Pass:
     slot, slots = feeds[0].slot, feeds[-1].slot - feeds[0].slot + 1
-    counts = [len(feed.tokens) for feed in feeds]
-    firsts = np.cumsum([0, *counts])
+    layout = _layout(tuple((feed.slot - slot, len(feed.tokens)) for feed in feeds), slots, width)
+    last = np.zeros(slots, np.int32)
+    rows, positions, first = [], [], 0
+    for feed in feeds:
+        last[feed.slot - slot] = feed.end - 1
+        rows.append(feed.rows + first)
+        positions.append(np.arange(feed.start, feed.end))
+        first += len(feed.tokens)
+    inputs = {
+        **layout,
+        "input_ids": np.concatenate([feed.tokens for feed in feeds])[None],
+        "last": last,
+        "positions": np.concatenate(positions)[None],
+        "rows": _some(np.concatenate(rows))[None],
+    }
+    return Pass(inputs, slot, slots, len(inputs["rows"][0]))
+
+
+@lru_cache(LAYOUTS)
+def _layout(feeds: tuple[tuple[int, int], ...], slots: int, width: int) -> Inputs:
+    """Where the rows of a pass stand in the rectangle of slots; the inputs that depend on nothing else.
+
+    Args:
+        feeds: place among the slots, and tokens.
+    """
     # (0, row of the pass) of each place of the rectangle; places that no row fills copy row 0
     to_slots = np.zeros((slots, width, 2), np.int64)
     # (slot, place) of each row of the pass
-    to_rows = np.empty((1, int(firsts[-1]), 2), np.int64)
-    lengths, last = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
-    for feed, count, first in zip(feeds, counts, firsts, strict=False):
-        place = feed.slot - slot
+    to_rows = np.empty((1, sum(count for _, count in feeds), 2), np.int64)
+    lengths = np.zeros(slots, np.int32)
+    first = 0
+    for place, count in feeds:
         to_slots[place, :count, 1] = np.arange(first, first + count)
         to_rows[0, first : first + count, 0] = place
         to_rows[0, first : first + count, 1] = np.arange(count)
-        lengths[place], last[place] = count, feed.end - 1
-    rows = np.concatenate([feed.rows + first for feed, first in zip(feeds, firsts, strict=False)])
-    inputs = {
-        "input_ids": np.concatenate([feed.tokens for feed in feeds])[None],
-        "to_slots": to_slots,
-        "to_rows": to_rows,
-        "lengths": lengths,
-        "last": last,
-        "positions": np.concatenate([np.arange(feed.start, feed.end) for feed in feeds])[None],
-        "rows": _some(rows)[None],
-    }
-    return Pass(inputs, slot, slots, len(inputs["rows"][0]))
+        lengths[place] = count
+        first += count
+    return {"to_slots": to_slots, "to_rows": to_rows, "lengths": lengths}
 
 
 def single_passes(feeds: Sequence[Feed], context: Int64) -> tuple[list[Pass], Spans]:

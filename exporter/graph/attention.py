@@ -39,6 +39,10 @@ class Attention(Protocol):
         """Rotary embedding of q or k, [B, S, heads*D]."""
         ...
 
+    def place(self, x: ir.Value) -> ir.Value:
+        """What linears gave, as the call takes it: q, k and v, or all of them side by side."""
+        ...
+
 
 def can_fuse(architecture: Architecture) -> bool:
     """Whether ONNX Runtime's fused operator takes the model: heads of a multiple of 16."""
@@ -128,6 +132,10 @@ class FusedAttention:
         rope = self.architecture.layer_ropes[layer]
         return x if rope is None else self.g.op("RotaryEmbedding", x, *self.tables[rope], self.positions(), num_heads=heads)
 
+    def place(self, x: ir.Value) -> ir.Value:
+        """See `Attention`."""
+        return x
+
 
 @dataclass(frozen=True)
 class PackedAttention:
@@ -167,14 +175,17 @@ class PackedAttention:
     def __call__(
         self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value, rotated: bool
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """See `Attention`."""
-        q, k, v = (self.g.op("GatherND", x, self.to_slots) for x in (q, k, v))
+        """See `Attention`; q, k and v are those of `place`."""
         context, *present = self.fused(layer, q, k, v, past_key, past_value, rotated)
         return self.g.op("GatherND", context, self.to_rows), present[0], present[1]
 
     def rotate(self, layer: int, x: ir.Value, heads: int) -> Any:
         """See `Attention`."""
         return self.fused.rotate(layer, x, heads)
+
+    def place(self, x: ir.Value) -> Any:
+        """See `Attention`."""
+        return self.g.op("GatherND", x, self.to_slots)
 
 
 @dataclass(frozen=True)
@@ -246,6 +257,10 @@ class PortableAttention:
     def rotate(self, layer: int, x: ir.Value, heads: int) -> Any:
         """See `Attention`."""
         return self._rotate(self.architecture.layer_ropes[layer], x, num_heads=heads)
+
+    def place(self, x: ir.Value) -> ir.Value:
+        """See `Attention`."""
+        return x
 
     def _rotate(self, rope: int | None, x: ir.Value, **attributes: Any) -> Any:
         return x if rope is None else self.g.op("RotaryEmbedding", x, *self.tables[rope], self.positions, **attributes)

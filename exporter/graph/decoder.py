@@ -13,7 +13,7 @@ import torch
 from quasar.calibration.groups import GROUPS, LM_HEAD
 from quasar.calibration.source import TensorSource
 from quasar.engines.cache import CacheSpec
-from quasar.exporter.graph.attention import FusedAttention, PackedAttention, PortableAttention
+from quasar.exporter.graph.attention import Attention, FusedAttention, PackedAttention, PortableAttention
 from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
 from quasar.exporter.graph.linear_onnxruntime import Linear
 from quasar.exporter.model.architecture import Architecture
@@ -79,12 +79,8 @@ class Decoder:
                 with g.scope(f"layers.{layer}"):
                     x, hidden = self._read(g, source, f"{prefix}.input_layernorm", hidden, update)
                     with g.scope("self_attn"):
-                        q, k, v = self._project_qkv(g, source, prefix, x)
-                        if after := a.qk_norm_after_rope:
-                            q = attend.rotate(layer, q, a.num_attention_heads)
-                            k = attend.rotate(layer, k, a.num_key_value_heads)
-                        q, k = self._norm_qk(g, source, prefix, q, k)
-                        context, *present = attend(layer, q, k, v, past[0], past[1], rotated=after)
+                        q, k, v = self._project_qkv(g, source, prefix, x, attend, layer)
+                        context, *present = attend(layer, q, k, v, past[0], past[1], rotated=a.qk_norm_after_rope)
                         if layer == layers[-1]:  # beyond its keys and values, only wanted rows matter
                             context, hidden = (self._select(g, value, rows) for value in (context, hidden))
                         update = self._linear(g, source, prefix, "self_attn.o_proj", context)
@@ -152,21 +148,25 @@ class Decoder:
             )
 
     def _project_qkv(
-        self, g: GraphBuilder, source: TensorSource, prefix: str, x: ir.Value
+        self, g: GraphBuilder, source: TensorSource, prefix: str, x: ir.Value, attend: Attention, layer: int
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """q, k and v where attention takes them. A norm of q and k may follow their rotation, which then is done here."""
         a = self.architecture
         fused = self._linear(g, source, prefix, "self_attn.qkv_proj", x)
+        if a.qk_norm is None:  # nothing but attention reads them, so they are placed at once
+            return self._split_qkv(g, attend.place(fused))
+        q, k, v = self._split_qkv(g, fused)
+        if a.qk_norm_after_rope:
+            q, k = attend.rotate(layer, q, a.num_attention_heads), attend.rotate(layer, k, a.num_key_value_heads)
+        q = self._head_norm(g, source, f"{prefix}.self_attn.q_norm", q, a.num_attention_heads)
+        k = self._head_norm(g, source, f"{prefix}.self_attn.k_norm", k, a.num_key_value_heads)
+        return attend.place(q), attend.place(k), attend.place(v)
+
+    def _split_qkv(self, g: GraphBuilder, fused: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        a = self.architecture
         sizes = g.constant([a.query_size, a.key_value_size, a.key_value_size], np.int64)
         q, k, v = g.op("Split", fused, sizes, outputs=3, axis=-1)
         return q, k, v
-
-    def _norm_qk(self, g: GraphBuilder, source: TensorSource, prefix: str, q: ir.Value, k: ir.Value) -> tuple[ir.Value, ir.Value]:
-        a = self.architecture
-        if a.qk_norm is None:
-            return q, k
-        pair = ((q, "q_norm", a.num_attention_heads), (k, "k_norm", a.num_key_value_heads))
-        normed = [self._head_norm(g, source, f"{prefix}.self_attn.{name}", x, heads) for x, name, heads in pair]
-        return normed[0], normed[1]
 
     def _head_norm(self, g: GraphBuilder, source: TensorSource, name: str, x: ir.Value, heads: int) -> Any:
         if self.architecture.qk_norm == "all":
