@@ -16,7 +16,7 @@ from quasar.engines.engine import DeviceScores, EngineSpec, Feed, Float32, HostS
 from quasar.engines.errors import BundleError, QuasarError, UsageError, first_line
 from quasar.engines.onnxruntime.caches import SlotCaches, require_memory, zeros
 from quasar.engines.onnxruntime.passes import Pass, packed_passes, single_passes, without_lone_row
-from quasar.engines.onnxruntime.session import check_graph, create_session
+from quasar.engines.onnxruntime.session import check_graph, create_session, require_runtime
 
 # tokens of one feed: more would not be faster, and activations grow with them
 MAX_ROWS = 256
@@ -63,12 +63,11 @@ class OnnxEngine:
         longest = min(MAX_ROWS, usable - 1)
         self._spec = EngineSpec(entry.name, entry.vocab_size, usable, longest, slots, entry.precision)
         self._device = "cpu" if provider == "cpu" else "cuda"
+        require_runtime(entry, provider)
         if self._device == "cpu":
             require_memory(entry, slots)
         self._session = create_session(str(graph), provider, threads, optimize)
         self._inputs, self._chooses = check_graph(self._session, entry, str(graph))
-        if provider == "cuda" and entry.cache.dtype != "float16":
-            raise UsageError(f"engine {entry.name}: it was exported for CPUs; export it for GPUs (--provider cuda)")
         self._packed = entry.attention == "packed"
         self._capacity = entry.max_length
         self._context = np.arange(entry.max_length)

@@ -29,6 +29,8 @@ INPUTS: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "portable": {"input_ids": (2, INT64), "rows": (2, INT64), "start": (1, INT64), "context": (1, INT64)},
 }  # fmt: skip
 """Rank and type of a graph's inputs beside its caches, by its form of attention."""
+PACKED_SINCE = (1, 32)
+"""The ONNX Runtime whose attention first takes slots of different lengths."""
 LOG_NOTHING = 4  # what goes wrong is raised
 SWITCHED = "w4a16"
 """The precision whose graphs for a CPU take `precise`, bool []: 16-bit activations, or int8 ones."""
@@ -46,17 +48,10 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0, optimize:
         UsageError: the provider is not there. ONNX Runtime itself would fall back to the CPU in silence.
         BundleError: the graph cannot be loaded.
     """
-    if provider not in PROVIDERS:
-        raise UsageError(f"unknown provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
+    name = _provider_name(provider)
     cores = os.cpu_count() or 1
     if not 0 <= threads <= cores:
         raise UsageError(f"threads is {threads}; this machine has {cores} cores, and 0 takes one per core")
-    name = PROVIDERS[provider]
-    if name not in ort.get_available_providers():
-        raise UsageError(
-            f"provider {provider}: this onnxruntime has no {name}; install quasar-toolchain[gpu] in place of "
-            "quasar-toolchain[cpu], or use --provider cpu"
-        )
     options = session_options(threads, optimize)
     try:
         session = ort.InferenceSession(path, options, providers=[name])
@@ -67,6 +62,38 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0, optimize:
             f"provider {provider}: {name} is installed but did not start (driver or libraries missing); use --provider cpu"
         )
     return session
+
+
+def require_runtime(entry: EngineEntry, provider: str) -> None:
+    """Refuse an engine that this ONNX Runtime has no kernel for, before its graph is loaded and called invalid.
+
+    Raises:
+        UsageError: with what to install or to export.
+    """
+    _provider_name(provider)
+    for_cpus = entry.attention == "packed" or entry.cache.dtype != "float16"
+    if provider == "cuda" and for_cpus:
+        raise UsageError(f"engine {entry.name}: it was exported for CPUs; export it for GPUs (--provider cuda)")
+    found = re.match(r"(\d+)\.(\d+)", ort.__version__)
+    if entry.attention == "packed" and found and tuple(map(int, found.groups())) < PACKED_SINCE:
+        least = ".".join(map(str, PACKED_SINCE))
+        raise UsageError(
+            f"engine {entry.name}: sequences share passes from onnxruntime {least} on, and this is {ort.__version__}; "
+            f"pip install 'onnxruntime>={least}', or export the bundle with --max-sequences 1"
+        )
+
+
+def _provider_name(provider: str) -> str:
+    """What ONNX Runtime calls a provider that is there."""
+    if provider not in PROVIDERS:
+        raise UsageError(f"unknown provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
+    name = PROVIDERS[provider]
+    if name not in ort.get_available_providers():
+        raise UsageError(
+            f"provider {provider}: this onnxruntime has no {name}; install quasar-toolchain[gpu] in place of "
+            "quasar-toolchain[cpu], or use --provider cpu"
+        )
+    return name
 
 
 def session_options(threads: int = 0, optimize: bool = True) -> ort.SessionOptions:
