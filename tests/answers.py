@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
-from tables import PROMPT, table_chain
+from tables import PROMPT, TableEngine, table_chain
 
+from quasar.engines.engine import Feed, Scores
 from quasar.runtime.answer import Answer
 from quasar.runtime.chain.verifier import Verifier
 from quasar.runtime.sampler import Acceptance, Sampler
@@ -52,9 +54,8 @@ class Job:
 
     def alone(self) -> list[int]:
         """The tokens of the last engine `a`, without a chain or company."""
-        verifier = table_chain("a", 0)
-        scheduler, answer = schedule(verifier, 1), self.answer()
-        scheduler.add(answer)
+        scheduler = schedule(table_chain("a", 0, max_length=256, max_rows=256), 1)
+        answer = add(scheduler, self)[0]
         finish(scheduler)
         return answer.result.ids
 
@@ -72,3 +73,30 @@ def finish(scheduler: Scheduler, most: int = 1000) -> int:
             return steps
         scheduler.step()
     raise AssertionError(f"{scheduler.open} answers are open and {scheduler.waiting} wait after {most} steps")
+
+
+def add(scheduler: Scheduler, *jobs: Job) -> list[Answer]:
+    """Let these wait for a slot."""
+    answers = [job.answer() for job in jobs]
+    for answer in answers:
+        scheduler.add(answer)
+    return answers
+
+
+def engine(verifier: Verifier) -> TableEngine:
+    """The last engine of a chain."""
+    found = verifier.cached.engine
+    assert isinstance(found, TableEngine)
+    return found
+
+
+def hook(verifier: Verifier, before: Callable[[Many[Feed]], None]) -> None:
+    """Call something before each pass of the last engine."""
+    found = engine(verifier)
+    score = found.score
+
+    def hooked(feeds: Many[Feed]) -> Scores:
+        before(feeds)
+        return score(feeds)
+
+    found.score = hooked  # type: ignore[method-assign]
