@@ -97,7 +97,7 @@ def test_chat_keeps_the_conversation(demo_bundle: Path) -> None:
     assert talk.returncode == 0, talk.stderr
     first, second = (json.loads(line)["statistics"] for line in talk.stdout.splitlines())
     assert second["prompt_tokens"] > first["prompt_tokens"] + 30
-    assert second["reused_tokens"] > 0
+    assert second["cached_tokens"] > 0
 
 
 def test_options_may_stand_anywhere(demo_bundle: Path, capsys: Capture) -> None:

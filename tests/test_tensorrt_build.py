@@ -83,7 +83,7 @@ def test_a_bundle_has_a_plan_of_verifier_and_draft(rtx_bundle: Path) -> None:
         assert (plan.plan, plan.files[0]) == (f"{name}.plan", f"{name}.plan")
         assert plan.compute_capabilities == ()
         assert (plan.stripped, plan.version_compatible) == (False, False)
-        assert plan.profiles == plan_profiles(1, 512)
+        assert plan.profiles == plan_profiles(entry.slots, 512)
         assert plan.gate["mean_kl"] < 2 * entry.gate["mean_kl"] + 1e-3
         assert (rtx_bundle / plan.plan).stat().st_size > 1 << 20
     assert bundle.manifest.versions[RTX] == trt.__version__

@@ -1,0 +1,280 @@
+"""Tier 0: which proposers are asked for which sequences, and what is learned of them. Their costs alone move the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from quasar.runtime.chain import drafting
+from quasar.runtime.chain.drafting import LONGEST_DRAFT, PROBE_LENGTH, Drafting
+from quasar.runtime.chain.estimates import Acceptance, PassCosts
+from quasar.runtime.chain.experience import LONGEST_PAUSE
+from quasar.runtime.proposers.proposer import Ask, Draft
+from quasar.runtime.sampler import Sampler
+from quasar.runtime.sampling import SamplingParams
+from quasar.runtime.sequence import Sequence
+
+
+@dataclass(eq=False)
+class Oracle:
+    """Proposes what will come, or where `right` is false what will not; texts count up.
+
+    Attributes:
+        cost: what a round takes, on the clock that stands for the machine's.
+        asked: of each call, for how many sequences.
+        joined: sequences that it was told of.
+    """
+
+    weightless: bool
+    right: bool = True
+    cost: float = 0.0
+    name: str = "oracle"
+    now: float = 0.0
+    asked: list[int] = field(default_factory=list)
+
+    def join(self, sequence: Sequence) -> None: ...
+
+    def settle(self, sequence: Sequence, length: int) -> None: ...
+
+    def leave(self, sequence: Sequence) -> None: ...
+
+    def forget(self) -> None: ...
+
+    def propose(self, asks: Many[Ask]) -> list[list[Draft]]:
+        self.asked.append(len(asks))
+        self.now += self.cost
+        return [
+            [
+                Draft(len(ask.sequence.tokens) + i if self.right else -1, "grade")
+                for i in range(ask.limit if self.weightless else 1)
+            ]
+            for ask in asks
+        ]
+
+
+def measured(base: float = 0.95, row: float = 0.05, sequences: Many[int] = range(1, 9)) -> PassCosts:
+    """Passes of `base` seconds and `row` for each row, for any number of sequences."""
+    costs = PassCosts()
+    for count in sequences:
+        for rows in (count, count * 2, count * 40):
+            for _ in range(60):
+                costs.observe(count, rows, base + row * rows)
+    return costs
+
+
+class Game:
+    """Rounds of sequences whose verifier takes what is right of a draft, and one token more."""
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *oracles: Oracle,
+        below: Many[Oracle] = (),
+        fixed: int | None = None,
+        costs: PassCosts | None = None,
+        sequences: int = 1,
+    ) -> None:
+        clocks = (*oracles, *below)
+        monkeypatch.setattr(drafting, "time", SimpleNamespace(perf_counter=lambda: sum(one.now for one in clocks)))
+        self.drafting = Drafting(oracles, below, measured() if costs is None else costs, fixed)
+        self.sequences: list[Sequence] = []
+        for _ in range(sequences):
+            self.join()
+
+    def join(self) -> None:
+        self.sequences.append(Sequence([0], Sampler(SamplingParams(), 1)))
+        self.drafting.join(self.sequences[-1])
+
+    def begin_again(self) -> None:
+        """The sequence ends, another one begins."""
+        self.drafting.leave(self.sequences.pop())
+        self.join()
+
+    def round(self, limit: int = 64) -> list[int]:
+        """Play a round and say how many tokens were drafted for each sequence."""
+        before = [list(one.tokens) for one in self.sequences]
+        drafts = self.drafting.draft([Ask(one, limit) for one in self.sequences], len(self.sequences))
+        assert [one.tokens for one in self.sequences] == before
+        for one, draft in zip(self.sequences, drafts, strict=True):
+            assert len(draft) <= limit
+            tokens = one.tokens
+            accepted = next((i for i, d in enumerate(draft) if d.token != len(tokens) + i), len(draft))
+            self.drafting.settle(one, len(tokens) + accepted)
+            tokens.extend(range(len(tokens), len(tokens) + accepted + 1))
+        return [len(draft) for draft in drafts]
+
+    def rounds(self, count: int) -> list[int]:
+        """Of the first sequence."""
+        return [self.round()[0] for _ in range(count)]
+
+
+@pytest.mark.parametrize("weightless", [True, False])
+@pytest.mark.parametrize("fixed", [0, 1, 5])
+def test_a_fixed_length_is_kept_whatever_it_costs(monkeypatch: pytest.MonkeyPatch, weightless: bool, fixed: int) -> None:
+    game = Game(monkeypatch, Oracle(weightless, right=False, cost=100.0), fixed=fixed, sequences=3)
+    for _ in range(30):
+        assert game.round() == [fixed] * 3
+    assert game.round(limit=3) == [min(fixed, 3)] * 3
+
+
+def test_a_fixed_length_is_of_the_first_that_proposes(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Oracle(True), Oracle(False)
+    Game(monkeypatch, first, second, fixed=4).rounds(5)
+    assert (len(first.asked), second.asked) == (5, [])
+
+
+def test_before_a_pass_was_timed_nothing_is_drafted(monkeypatch: pytest.MonkeyPatch) -> None:
+    game = Game(monkeypatch, Oracle(True), costs=measured(sequences=[1]))
+    assert game.round() != [0]
+    game.join()
+    assert game.round() == [0, 0]
+
+
+@pytest.mark.parametrize("weightless", [True, False])
+def test_drafts_that_are_right_get_long(monkeypatch: pytest.MonkeyPatch, weightless: bool) -> None:
+    game = Game(monkeypatch, Oracle(weightless, cost=0.0 if weightless else 0.05))
+    assert max(game.rounds(80)[-10:]) == LONGEST_DRAFT
+    assert game.round(limit=4) == [4]
+
+
+def test_a_weightless_proposer_that_is_wrong_is_watched_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = Oracle(True, right=False)
+    game = Game(monkeypatch, oracle)
+    lengths = game.rounds(300)
+    assert lengths[0] > 0
+    assert set(lengths[100:]) == {0}
+    assert len(oracle.asked) == 300
+    oracle.right = True
+    lengths = game.rounds(60)
+    assert lengths[0] == 0
+    assert lengths[-1] >= 8
+
+
+def test_an_engine_that_is_wrong_is_tried_in_ever_fewer_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = Oracle(False, right=False, cost=0.3)
+    game = Game(monkeypatch, oracle)
+    tried = []
+    for number in range(200):
+        game.begin_again()
+        before = len(oracle.asked)
+        game.rounds(60)
+        assert len(oracle.asked) - before <= 4 * PROBE_LENGTH
+        if len(oracle.asked) > before:
+            tried.append(number)
+            assert game.drafting.readers(game.sequences[0]) == [oracle]
+        else:
+            assert game.drafting.readers(game.sequences[0]) == []  # its prompt was not read in vain
+    gaps = [later - earlier for earlier, later in pairwise(tried)]
+    assert gaps == sorted(gaps)
+    assert gaps[0] <= 2
+    assert gaps[-1] == LONGEST_PAUSE
+
+
+def test_an_engine_that_becomes_right_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = Oracle(False, right=False, cost=0.1)
+    game = Game(monkeypatch, oracle)
+    assert sum(length > 0 for length in game.rounds(100)[-60:]) == 0
+    oracle.right = True
+    for _ in range(100):
+        game.begin_again()
+        lengths = game.rounds(40)
+    assert min(lengths) >= 5  # every round, and no trials
+
+
+def test_an_engine_that_costs_more_than_it_saves_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Always right, but a token drafted costs as much as one verified."""
+    game = Game(monkeypatch, Oracle(False, cost=1.0))
+    assert sum(length > 0 for length in game.rounds(1000)) < 12
+
+
+def test_an_engine_that_was_slow_at_first_is_used_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = Oracle(False, cost=50.0)
+    game = Game(monkeypatch, oracle)
+    game.rounds(1)
+    oracle.cost = 0.01
+    assert sum(length > PROBE_LENGTH for length in game.rounds(60)) > 30
+
+
+def test_what_pays_for_one_sequence_may_not_pay_for_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are free up to eight of them."""
+    costs = PassCosts()
+    for count in (1, 8):
+        for rows in (*range(count, 9), 16, 64, 320):
+            for _ in range(60):
+                costs.observe(count, rows, max(1.0, rows / 8))
+    monkeypatch.setattr(Acceptance, "survivals", lambda self, grades: 0.7 ** np.arange(1, len(grades) + 1))
+    game = Game(monkeypatch, Oracle(True), costs=costs)
+    assert game.rounds(3) == [7, 7, 7]
+    for _ in range(7):
+        game.join()
+    assert game.round() == [0] * 8
+
+
+def test_the_sequences_with_a_likely_draft_get_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = Oracle(True)
+    game = Game(monkeypatch, oracle, costs=measured(row=0.3), sequences=2)
+    good = game.sequences[0]
+    propose = oracle.propose
+
+    def two_kinds(asks: Many[Ask]) -> list[list[Draft]]:
+        drafts = propose(asks)
+        return [
+            draft if ask.sequence is good else [Draft(-1, "bad") for _ in draft] for ask, draft in zip(asks, drafts, strict=True)
+        ]
+
+    oracle.propose = two_kinds  # type: ignore[method-assign]
+    for _ in range(60):
+        lengths = game.round()
+    assert lengths[0] > 4
+    assert lengths[1] == 0
+
+
+def test_a_level_that_does_not_pay_is_skipped_for_what_proposes_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    level, weightless = Oracle(False, right=True, cost=1.0, name="level"), Oracle(True)
+    game = Game(monkeypatch, level, below=[weightless])
+    lengths = game.rounds(80)
+    assert lengths[-1] == LONGEST_DRAFT
+    counters = game.sequences[0].level("level")
+    assert 70 < counters.skipped < 80
+    assert len(level.asked) < 12
+
+
+def test_a_level_that_pays_more_than_what_proposes_to_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    level, weightless = Oracle(False, cost=0.05, name="level"), Oracle(True, right=False)
+    game = Game(monkeypatch, level, below=[weightless])
+    game.rounds(80)
+    assert game.sequences[0].level("level").skipped < 10
+
+
+def test_a_draft_that_followed_rejected_tokens_is_not_held_against_the_proposer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next level took them back, so what the text became says nothing of it."""
+    game = Game(monkeypatch, Oracle(True))
+    game.rounds(5)
+    one = game.sequences[0]
+    length = len(one.tokens)
+    one.tokens.extend([77, 78])
+    game.drafting.draft([Ask(one, 4)], 1)
+    before = game.drafting._all[0].acceptance.estimate("grade")
+    del one.tokens[length:]
+    game.drafting.settle(one, length)
+    one.tokens.extend([5] * 9)
+    game.drafting.draft([Ask(one, 4)], 1)
+    assert game.drafting._all[0].acceptance.estimate("grade") == before
+
+
+def test_nothing_is_learned_past_the_first_token_that_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would have followed another token was not asked."""
+    game = Game(monkeypatch, Oracle(True))
+    one = game.sequences[0]
+    game.drafting.draft([Ask(one, 6)], 1)
+    expected = Acceptance()
+    expected.observe("grade", False)
+    for more in ([9], [2], [3], [4]):  # the draft was 1, 2, 3, ...
+        one.tokens.extend(more)
+        game.drafting._all[0].learn(one)
+        assert game.drafting._all[0].acceptance.estimate("grade") == expected.estimate("grade")
