@@ -17,6 +17,8 @@ ACCEPTANCE_RATE = 1 / 64
 FEW = 8
 # passes after which a number of rows that did not occur again is forgotten
 MEMORY = 256
+# passes of a number of rows after which the level of all of them follows it: before, it is the ratio that is not known
+SETTLED = 4
 # what one row more is taken to cost while it was never measured: little, so that it will be
 ROW_PRIOR = 0.02
 # what is believed of a grade before it was seen, and for how many observations this counts
@@ -44,6 +46,7 @@ class RowCosts:
 
     def observe(self, rows: int, seconds: float) -> None:
         """Record a pass."""
+        rows = _rounded(rows)
         if not self._ratios:
             self._level, self._ratios[rows] = seconds, 1.0
         expected = float(self.estimate(np.array([rows]))[0])
@@ -51,7 +54,7 @@ class RowCosts:
         count = self._counts[rows] = self._counts.get(rows, 0) + 1
         ratio = expected / self._level
         self._ratios[rows] = ratio * (1 + max(COST_RATE / 2, 1 / count) * surprise)
-        if count > 1:
+        if count > SETTLED or len(self._ratios) == 1:
             self._level *= 1 + COST_RATE * surprise
         self._forget(rows)
 
@@ -73,6 +76,12 @@ class RowCosts:
         ratios = np.interp(rows, measured, [self._ratios[int(r)] for r in measured])
         beyond = np.maximum(rows - measured[-1], 0)
         return np.asarray(self._level * ratios * (1 + ROW_PRIOR * beyond), np.float64)
+
+
+def _rounded(rows: int) -> int:
+    """The number of rows that a pass is counted under: with many sequences hardly two passes have equally many."""
+    step = 1 if rows <= 16 else 4 if rows <= 64 else 16
+    return -(-rows // step) * step
 
 
 class PassCosts:
