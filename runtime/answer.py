@@ -68,6 +68,8 @@ class Result:
 class Answer:
     """What the rounds of a sequence become: text, and the reason to end.
 
+    While a thread runs a round, others may look at it: it is done only when all of it is there.
+
     Args:
         sequence: the prompt, and how tokens are chosen.
         stream: turns tokens into text and finds stop strings.
@@ -86,6 +88,8 @@ class Answer:
         self._stop_ids = stop_ids
         self._limit = limit
         self._top = logprobs
+        # not `sequence.new_tokens`: within a round these end with what is only proposed
+        self._ids: list[int] = []
         self._text: list[str] = []
         self._logprobs: list[Logprob] | None = None if logprobs is None else []
         self._reason: FinishReason | None = None
@@ -118,14 +122,14 @@ class Answer:
     @property
     def statistics(self) -> Statistics:
         """Counters so far."""
-        self._statistics.new_tokens = self.sequence.new_count
+        self._statistics.new_tokens = len(self._ids)
         return self._statistics
 
     @property
     def result(self) -> Result:
         """The answer so far; `cancelled` where it did not come to its end."""
-        ids, reason = self.sequence.new_tokens, self._reason or "cancelled"
-        return Result("".join(self._text), ids, reason, self.statistics, self._logprobs, str(self.error) if self.error else None)
+        reason, error = self._reason or "cancelled", str(self.error) if self.error else None
+        return Result("".join(self._text), list(self._ids), reason, self.statistics, self._logprobs, error)
 
     def start(self, cached: int, levels: Many[str]) -> None:
         """There is a slot.
@@ -146,7 +150,8 @@ class Answer:
     def fail(self, error: Exception) -> None:
         """End it, because something went wrong."""
         if self._reason is None:
-            self._reason, self.error = "error", error
+            self.error = error
+            self._reason = "error"
 
     def count(self, seconds: float, engines: Mapping[str, float]) -> None:
         """A round in which it took part took so long, inside engines so long."""
@@ -161,7 +166,12 @@ class Answer:
             statistics.prefill_seconds = time.perf_counter() - self._started
 
     def take(self, done: Round) -> None:
-        """Add a round's tokens to the sequence, up to the one that ends it; what is wrong with them ends this answer alone."""
+        """Add a round's tokens to the sequence, up to the one that ends it; what is wrong with them ends this answer alone.
+
+        One that was cancelled meanwhile stays as it was.
+        """
+        if self.done:
+            return
         try:
             self._take(done)
         except Exception as error:
@@ -170,6 +180,7 @@ class Answer:
     def _take(self, done: Round) -> None:
         shown: list[str] = []
         taken: list[int] = []
+        reason: FinishReason | None = None
         for row, token in enumerate(done.tokens):
             taken.append(token)
             if self._logprobs is not None:
@@ -177,15 +188,17 @@ class Answer:
             self.sequence.tokens.append(token)
             shown.append(self._stream.push(token))
             if self._stream.stopped or token in self._stop_ids:
-                self._reason = self._reason or "stop"
+                reason = "stop"
             elif self.left <= 0:
-                self._reason = self._reason or "length"
-            if self._reason is not None:
+                reason = "length"
+            if reason is not None:
                 break
-        if self._reason is not None and not self._stream.stopped:
+        if reason is not None and not self._stream.stopped:
             shown.append(self._stream.flush())
+        self._ids.extend(taken)
         self._text.extend(shown)
         self.pieces.append(Piece("".join(shown), taken))
+        self._reason = self._reason or reason
 
 
 def _logprob(logits: Float32, token: int, count: int) -> Logprob:

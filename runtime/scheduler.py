@@ -33,7 +33,9 @@ class Scheduler:
         self._prefix_caching = prefix_caching
         # the one that was used last comes last
         self._free = list(range(slots))
-        self._waiting: deque[Answer] = deque()
+        # threads add to the first while a step may go over the second
+        self._arrived: deque[Answer] = deque()
+        self._waiting: list[Answer] = []
         self._open: list[Answer] = []
 
     @property
@@ -44,11 +46,11 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Answers that wait for one."""
-        return len(self._waiting)
+        return len(self._arrived) + len(self._waiting)
 
     def add(self, answer: Answer) -> None:
         """Let an answer wait for a slot; any thread may."""
-        self._waiting.append(answer)
+        self._arrived.append(answer)
 
     def step(self) -> None:
         """One round. What goes wrong in it is said by the answers that it concerns.
@@ -88,6 +90,7 @@ class Scheduler:
 
     def close(self, error: Exception) -> None:
         """End every answer with an error."""
+        self._arrive()
         self._open += self._waiting
         self._waiting.clear()
         self.fail(error)
@@ -103,12 +106,16 @@ class Scheduler:
                 if not self._prefix_caching:
                     for level in self._verifier.levels():
                         level.cached.truncate(slot, 0)
-        if any(answer.done for answer in self._waiting):
-            self._waiting = deque(answer for answer in self._waiting if not answer.done)
+        self._arrive()
+        self._waiting = [answer for answer in self._waiting if not answer.done]
+
+    def _arrive(self) -> None:
+        while self._arrived:
+            self._waiting.append(self._arrived.popleft())
 
     def _admit(self) -> None:
         while self._waiting and self._free:
-            answer = self._waiting.popleft()
+            answer = self._waiting.pop(0)
             sequence, cached = answer.sequence, self._verifier.cached
             # of equals the first, which was not used for the longest time
             slot = max(self._free, key=lambda slot: cached.shared(slot, sequence.tokens[:-1]))
@@ -120,7 +127,8 @@ class Scheduler:
 
     def _turns(self) -> list[tuple[Answer, Turn]]:
         going = [answer for answer in self._open if not answer.reading]
-        budget = READ_BESIDE if going else self._verifier.cached.engine.spec.max_rows
+        most = self._verifier.cached.engine.spec.max_rows
+        budget = min(READ_BESIDE, most) if going else most
         turns = [(answer, Turn(answer.sequence, answer.left)) for answer in going]
         for answer, chunk in self._chunks([answer for answer in self._open if answer.reading], budget):
             upto = self._verifier.cached.filled(answer.sequence.slot) + chunk
