@@ -108,12 +108,11 @@ def test_a_short_prompt_does_not_wait_for_long_ones() -> None:
     """Of 64 tokens it gets what it needs, and the long ones equal shares of the rest."""
     verifier = table_chain("a", 0, max_length=256, max_rows=64, slots=4)
     scheduler = schedule(verifier, 4)
-    jobs = [Job(LONG, 2), Job([7, *LONG], 2), Job([1, 2, 3, 4], 2), Job([6, *LONG], 2)]
+    jobs = Job(LONG, 2), Job([7, *LONG], 2), Job([1, 2, 3, 4], 2), Job([6, *LONG], 2)
     answers = add(scheduler, *jobs)
     scheduler.step()
-    assert rows(engine(verifier).passes)[-1] == {
-        answers[i].sequence.slot: count for i, count in ((0, 20), (1, 20), (2, 4), (3, 20))
-    }
+    slots = [answer.sequence.slot for answer in answers]
+    assert rows(engine(verifier).passes)[-1] == dict(zip(slots, (20, 20, 4, 20), strict=True))
     assert [len(answer.result.ids) for answer in answers] == [0, 0, 1, 0]
     finish(scheduler)
     assert [answer.result.ids for answer in answers] == [job.alone() for job in jobs]
