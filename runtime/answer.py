@@ -94,10 +94,8 @@ class Answer:
         self._logprobs: list[Logprob] | None = None if logprobs is None else []
         self._reason: FinishReason | None = None
         self._statistics = Statistics(prompt_tokens=len(sequence.tokens))
-        self._engine_seconds: dict[str, float] = {}
         self._created = time.perf_counter()
         self._started: float | None = None
-        self._names: Many[str] = ()
 
     @property
     def done(self) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shlex
 
 from quasar.engines.bundle.bundle import Bundle
-from quasar.engines.bundle.manifest import ONNXRUNTIME, EngineEntry
-from quasar.engines.cache import CacheSpec
+from quasar.engines.bundle.manifest import ONNXRUNTIME, EngineEntry, PlanEntry
 from quasar.engines.engine import Engine
 from quasar.engines.errors import UsageError
 from quasar.runtime.model_options import ModelOptions
@@ -25,14 +24,9 @@ def on_gpu(options: ModelOptions, bundle: Bundle) -> bool:
     return backend_of(options, bundle) != ONNXRUNTIME or options.provider not in (None, "cpu")
 
 
-def precision_of(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> str:
-    """How what runs stores weights and activations."""
-    return entry.plan.precision if entry.plan and backend_of(options, bundle) != ONNXRUNTIME else entry.precision
-
-
-def cache_of(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> CacheSpec:
-    """The cache of what runs."""
-    return entry.plan.cache if entry.plan and backend_of(options, bundle) != ONNXRUNTIME else entry.cache
+def running_entry(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> EngineEntry | PlanEntry:
+    """The engine's plan, or itself: whose precision and cache are those of what runs."""
+    return entry.plan if entry.plan and backend_of(options, bundle) != ONNXRUNTIME else entry
 
 
 def check_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> None:
@@ -43,7 +37,7 @@ def check_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> N
             plans.
     """
     backend = backend_of(options, bundle)
-    slots = cache_of(options, bundle, entry).slots
+    slots = running_entry(options, bundle, entry).cache.slots
     if options.sequences > slots:
         raise UsageError(
             f"engine {entry.name}: {options.sequences} sequences, and it was exported for {slots}; ask for fewer "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from quasar.engines.bundle.manifest import BACKENDS, LIBRARIES
+from quasar.engines.bundle.manifest import BACKENDS, LIBRARIES, MAX_SLOTS
 from quasar.engines.errors import UsageError
 from quasar.runtime.chain.spec import ChainSpec
 from quasar.runtime.defaults import GENERATION_CONFIGS, GenerationConfig
@@ -16,7 +16,6 @@ from quasar.runtime.sampler import ACCEPTANCES, Acceptance
 
 DraftLength = int | Many[int | None] | None
 PROVIDERS = ("cpu", "cuda", "tensorrt")
-MOST_SEQUENCES = 1024
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ class ModelOptions:
     prepacked: Path | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.sequences, bool) or not isinstance(self.sequences, int) or not 1 <= self.sequences <= MOST_SEQUENCES:
-            raise UsageError(f"sequences is {self.sequences!r}; give 1 to {MOST_SEQUENCES}")
+        if isinstance(self.sequences, bool) or not isinstance(self.sequences, int) or not 1 <= self.sequences <= MAX_SLOTS:
+            raise UsageError(f"sequences is {self.sequences!r}; give 1 to {MAX_SLOTS}")
         if self.threads < 0:
             raise UsageError(f"threads is {self.threads}; give a number of threads, or 0 for one per core")
         if self.acceptance not in ACCEPTANCES:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
+from functools import partial
 
 from quasar.engines.engine import Engine
 from quasar.runtime.answer import Answer
@@ -118,7 +119,7 @@ class Scheduler:
             answer = self._waiting.pop(0)
             sequence, cached = answer.sequence, self._verifier.cached
             # of equals the first, which was not used for the longest time
-            slot = max(self._free, key=lambda slot: cached.shared(slot, sequence.tokens[:-1]))
+            slot = max(self._free, key=partial(cached.shared, tokens=sequence.tokens[:-1]))
             self._free.remove(slot)
             sequence.slot = slot
             self._verifier.join(sequence)

@@ -74,7 +74,7 @@ class OnnxEngine:
         self._seconds = 0.0
         self._passes = 0
         self._logits: Float32 = zeros((0,))
-        self.scratch: Float32 = zeros((entry.vocab_size,))
+        self._scratch: Float32 = zeros((entry.vocab_size,))
         self._bindings: dict[tuple[int, int], Any] = {}
         self._caches = SlotCaches(entry.cache, slots, self._device)
 
@@ -120,7 +120,7 @@ class OnnxEngine:
             binding.bind_output("logits", "cpu", 0, np.float32, (1, *part.shape), part.ctypes.data)
             seconds += self._run(binding)
             first += one.rows
-        return HostScores(logits, spans, self.scratch), seconds
+        return HostScores(logits, spans, self._scratch), seconds
 
     def _run_on_device(self, passes: Sequence[Pass], spans: Spans, count: int) -> tuple[Scores, float]:
         """The same where the graph chooses tokens itself: logits stay on the device until they are asked for."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quasar.engines.bundle.bundle import Bundle
+from quasar.engines.bundle.manifest import EngineEntry, PlanEntry
 from quasar.engines.errors import UsageError
 from quasar.runtime.bench import fidelity, machine
 from quasar.runtime.bench.figures import FLOAT, chain_figures, denominators
@@ -17,7 +18,7 @@ from quasar.runtime.bench.prompts import Prompts
 from quasar.runtime.bench.sweep import sweep_figures, sweep_variants
 from quasar.runtime.chain.spec import ChainSpec, parse_chain
 from quasar.runtime.engines import EnginePool
-from quasar.runtime.execution import backend_of, precision_of
+from quasar.runtime.execution import backend_of, running_entry
 from quasar.runtime.model import Model, choose_chain
 from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.sampling import SamplingParams
@@ -123,7 +124,7 @@ class Bench:
             "bundle": {
                 "name": self._bundle.root.resolve().name,
                 "model": manifest.model.get("id"),
-                "engines": {name: precision_of(self._options, self._bundle, e) for name, e in manifest.engines.items()},
+                "engines": {name: self._runs(entry).precision for name, entry in manifest.engines.items()},
                 **_quantization(manifest.calibration),
             },
             "machine": machine.describe(backend_of(self._options, self._bundle), self._options.threads, [before, after]),
@@ -166,11 +167,15 @@ class Bench:
         """Refuse more answers in flight than an engine has slots for."""
         most = max(self._settings.concurrency)
         for entry in (self._bundle.engine(name) for chain in chains for name in chain.engines):
-            if entry.slots < most:
+            slots = self._runs(entry).cache.slots
+            if slots < most:
                 raise UsageError(
-                    f"--concurrency {most}: engine {entry.name} was exported for {entry.slots} sequences; ask for at most "
-                    f"{entry.slots}, or export with --max-sequences {most}"
+                    f"--concurrency {most}: engine {entry.name} was exported for {slots} sequences; ask for at most "
+                    f"{slots}, or export with --max-sequences {most}"
                 )
+
+    def _runs(self, entry: EngineEntry) -> EngineEntry | PlanEntry:
+        return running_entry(self._options, self._bundle, entry)
 
     def _measure(self, name: str, models: dict[Variant, Model], repeats: int) -> Measurement:
         for model in models.values():

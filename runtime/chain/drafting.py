@@ -87,11 +87,6 @@ class Drafting:
         self._costs = costs
         self._fixed = fixed
 
-    @property
-    def proposers(self) -> list[Proposer]:
-        """The verifier's own."""
-        return [one.proposer for one in self._own]
-
     def join(self, sequence: Sequence) -> None:
         """A sequence begins."""
         for one in self._own:

@@ -61,15 +61,14 @@ class Verifier:
         self.cached = cached
         self.name = cached.engine.spec.name
         self._costs = PassCosts()
-        inner = [proposer for proposer in proposers if isinstance(proposer, Verifier)]
-        below = [further for level in inner for further in level.below]
+        self._inner = [proposer for proposer in proposers if isinstance(proposer, Verifier)]
+        below = [further for level in self._inner for further in level.below]
         self.below: list[Proposer] = [*proposers, *below]
         self._drafting = Drafting(proposers, below, self._costs, draft_length)
 
     def levels(self) -> list[Verifier]:
         """The verifiers of the chain, this one last."""
-        inner = [proposer for proposer in self._drafting.proposers if isinstance(proposer, Verifier)]
-        return [level for proposer in inner for level in proposer.levels()] + [self]
+        return [level for proposer in self._inner for level in proposer.levels()] + [self]
 
     def join(self, sequence: Sequence) -> None:
         """See `Proposer.join`: what the slot holds of the prompt is kept."""
@@ -130,9 +129,9 @@ class Verifier:
         self._drafting.forget()
 
     def _read_below(self, turns: Many[Turn]) -> None:
-        for level in dict.fromkeys(reader for turn in turns for reader in self._drafting.readers(turn.sequence)):
-            if isinstance(level, Verifier):
-                level.read([turn for turn in turns if level in self._drafting.readers(turn.sequence)])
+        for level in self._inner:
+            if along := [turn for turn in turns if level in self._drafting.readers(turn.sequence)]:
+                level.read(along)
 
     def _pending(self, turn: Turn) -> int:
         return len(turn.sequence.tokens) - self.cached.filled(turn.sequence.slot)
@@ -167,11 +166,13 @@ class Verifier:
     def _judge(sequence: Sequence, draft: list[Draft], scores: Scores, feed: int) -> tuple[Round, int]:
         """(the round, draft tokens accepted)"""
         sampler, tokens = sequence.sampler, [drafted.token for drafted in draft]
+        rows = range(len(draft) + 1)
+        if sampler.takes_best:
+            accepted, following = accept_matching((scores.best(feed, i) for i in rows), tokens)
+            return Round([*tokens[:accepted], following], scores, feed), accepted
         context = sequence.tokens + tokens
         length = len(sequence.tokens)
         kept: list[Probabilities] = []
-
-        rows = range(len(draft) + 1)
 
         def distributions() -> Iterator[Probabilities]:
             for i in rows:
@@ -181,8 +182,6 @@ class Verifier:
         if sampler.rejects:
             drafted = [d.distribution for d in draft]
             accepted, following = accept_rejection(distributions(), tokens, drafted, sampler.uniform)
-        elif sampler.takes_best:
-            accepted, following = accept_matching((scores.best(feed, i) for i in rows), tokens)
         else:
             choices = (sampler.choose(scores.logits(feed)[i], context[: length + i]) for i in rows)
             accepted, following = accept_matching(choices, tokens)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from quasar.engines.bundle.bundle import Bundle
 from quasar.engines.errors import UsageError
-from quasar.runtime.execution import cache_of
+from quasar.runtime.execution import running_entry
 from quasar.runtime.model import choose_chain
 from quasar.runtime.model_options import ModelOptions
 
@@ -21,7 +21,7 @@ def usual_sequences(bundle: Bundle, options: ModelOptions) -> int:
         UsageError: no such chain or engine.
     """
     engines = choose_chain(bundle, options.chain).engines
-    return min(MOST_SERVED, *(cache_of(options, bundle, bundle.engine(name)).slots for name in engines))
+    return min(MOST_SERVED, *(running_entry(options, bundle, bundle.engine(name)).cache.slots for name in engines))
 
 
 def queue_limit_of(strings: Mapping[str, str]) -> int | None:

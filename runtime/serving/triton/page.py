@@ -5,7 +5,7 @@ from __future__ import annotations
 from quasar.engines.bundle.bundle import Bundle
 from quasar.engines.bundle.manifest import SAMPLING
 from quasar.runtime.chain.spec import ChainSpec
-from quasar.runtime.execution import cache_of
+from quasar.runtime.execution import running_entry
 from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.serving.triton.tensors import INPUTS, OUTPUTS, TensorSpec
@@ -89,7 +89,7 @@ def readme(
 
 def _slot_bytes(bundle: Bundle, chain: ChainSpec, model: ModelOptions) -> dict[str, int]:
     """Bytes of an answer's caches, by the engine whose they are."""
-    caches = {name: cache_of(model, bundle, bundle.engine(name)) for name in chain.engines}
+    caches = {name: running_entry(model, bundle, bundle.engine(name)).cache for name in chain.engines}
     return {cache.owner if cache.owner in caches else name: cache.slot_bytes for name, cache in caches.items()}
 
 
