@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from tables import PROMPT, VOCAB, chi_square, generate_together, table, table_chain
 
-from quasar.runtime.chain import acceptance, drafting
+from quasar.runtime.chain import acceptance, drafted
 from quasar.runtime.chain.estimates import Acceptance as Rates
 from quasar.runtime.chain.estimates import Float64
 from quasar.runtime.chain.verifier import Verifier
@@ -118,11 +118,12 @@ def test_several_levels_with_all_parameters_under_rejection(text: str, lengths: 
 class RowsCost:
     """A pass costs 1, and 0.1 for each drafted token."""
 
-    def known(self, sequences: int) -> bool:
-        return True
+    known = True
 
     def estimate(self, sequences: int, rows: NDArray[np.integer]) -> Float64:
         return 1 + 0.1 * (rows - sequences)
+
+    trend = estimate
 
     def observe(self, sequences: int, rows: int, seconds: float) -> None: ...
 
@@ -150,7 +151,7 @@ def test_lengths_that_depend_on_what_was_drafted_under_rejection(text: str) -> N
 
 
 def test_drafts_that_were_drawn_and_dropped_for_what_they_are_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drafting._Drafted, "drawn", False)
+    monkeypatch.setattr(drafted.Drafted, "drawn", False)
     assert likelihood(paced("b > a"), "rejection", FILTERS["temperature"], 1200) < UNLIKELY
 
 

@@ -4,67 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quasar.runtime.chain.estimates import Float64, PassCosts
-from quasar.runtime.chain.experience import Experience
-from quasar.runtime.chain.pacing import Verify, best_cut, best_steps
+from quasar.runtime.chain.drafted import Drafted, cut, propose, step
+from quasar.runtime.chain.estimates import Average, Float64, PassCosts
+from quasar.runtime.chain.experience import PROBE_LENGTH, Experience, PlainPasses
+from quasar.runtime.chain.pacing import Verify, best_steps
 from quasar.runtime.proposers.proposer import Ask, Draft, Proposer
-from quasar.runtime.sequence import Sequence
+from quasar.runtime.sequence import Sequence, Turn
 
 LONGEST_DRAFT = 32
-# tokens that an engine drafts a round before it is judged
-PROBE_LENGTH = 3
 # how many times the speed of doing without it an engine's drafts must promise: estimates are not better than this
 WORTHWHILE = 1.03
-
-
-@dataclass(eq=False)
-class _Drafted:
-    """What one sequence has: a draft, and where it comes from.
-
-    Attributes:
-        survivals: see `Acceptance.survivals`.
-    """
-
-    ask: Ask
-    source: Experience | None = None
-    drafts: list[Draft] = field(default_factory=list)
-    survivals: Float64 = field(default_factory=lambda: np.zeros(0))
-
-    def give(self, source: Experience, drafts: list[Draft]) -> None:
-        """Another draft."""
-        self.source, self.drafts = source, drafts
-        self.survivals = source.acceptance.survivals([draft.grade for draft in drafts])
-
-    def cut(self, length: int) -> None:
-        """Keep the first tokens."""
-        self.drafts, self.survivals = self.drafts[:length], self.survivals[:length]
-        self.source = self.source if length else None
-
-    @property
-    def drawn(self) -> bool:
-        """Whether its tokens were drawn at random, see `Draft.distribution`."""
-        return any(draft.distribution is not None for draft in self.drafts)
-
-    @property
-    def room(self) -> int:
-        """Tokens that may come in addition."""
-        return self.ask.limit - len(self.drafts)
-
-    @property
-    def expected(self) -> float:
-        """How many of its tokens are expected to be accepted."""
-        return float(self.survivals.sum())
-
-    @property
-    def survival(self) -> float:
-        """Probability that all of them are."""
-        return float(self.survivals[-1]) if self.drafts else 1.0
+# tokens that an answer is expected to have before one came to its end
+ANSWER_LENGTH = 256.0
 
 
 class Drafting:
@@ -86,6 +43,9 @@ class Drafting:
         self._engines = [one for one in self._all if not one.proposer.weightless]
         self._costs = costs
         self._fixed = fixed
+        self._plain = PlainPasses()
+        self._sequences = 0
+        self._lengths = Average()
 
     def join(self, sequence: Sequence) -> None:
         """A sequence begins."""
@@ -93,13 +53,20 @@ class Drafting:
             one.proposer.join(sequence)
         for one in self._all:
             one.join(sequence)
+        self._sequences += 1
 
-    def readers(self, sequence: Sequence) -> list[Proposer]:
-        """The verifier's own engines that read a prompt along, to draft behind it."""
+    def read(self, turns: Many[Turn]) -> None:
+        """Let the verifier's own engines read prompts along, to draft behind them."""
         if self._fixed == 0:
-            return []
-        own = [one for one in self._own if one in self._engines]
-        return [one.proposer for one in own if self._fixed is not None or one.follows(sequence)]
+            return
+        for one in self._engines:
+            for turn in turns if self._fixed is None else ():
+                one.decide(turn.sequence, self._sequences, self._lengths.estimate(ANSWER_LENGTH))
+            along = [turn for turn in turns if self._fixed is not None or one.follows(turn.sequence)]
+            if along and one in self._own:
+                begin = time.perf_counter()
+                if tokens := one.proposer.read(along):
+                    one.reading.observe(time.perf_counter() - begin, tokens)
 
     def settle(self, sequence: Sequence, length: int) -> None:
         """See `Proposer.settle`."""
@@ -114,24 +81,27 @@ class Drafting:
             one.proposer.leave(sequence)
         for one in self._all:
             one.leave(sequence)
+        self._sequences -= 1
+        self._lengths.observe(sequence.new_count)
 
     def forget(self) -> None:
         """See `Proposer.forget`."""
         for one in self._own:
             one.proposer.forget()
 
-    def draft(self, asks: Many[Ask], rows: int) -> list[list[Draft]]:
+    def draft(self, asks: Many[Ask], rows: int, prompts: int = 0) -> list[list[Draft]]:
         """The next draft of each sequence; the sequences stay as they are.
 
         Args:
-            rows: that the verifier is fed besides the drafts.
+            rows: that the verifier is fed for them besides the drafts.
+            prompts: rows of prompts in the same pass.
         """
         lengths = [len(ask.sequence.tokens) for ask in asks]
         for one in self._all:
             for ask in asks:
                 one.learn(ask.sequence)
         try:
-            made = self._draft_fixed(asks, self._fixed) if self._fixed is not None else self._draft_what_pays(asks, rows)
+            made = self._draft_fixed(asks, self._fixed) if self._fixed is not None else self._draft_what_pays(asks, rows, prompts)
         finally:
             for ask, length in zip(asks, lengths, strict=True):
                 del ask.sequence.tokens[length:]
@@ -141,46 +111,65 @@ class Drafting:
                     drafted.ask.sequence.level(one.proposer.name).skipped += drafted.source is not one
         return [drafted.drafts for drafted in made]
 
-    def _draft_fixed(self, asks: Many[Ask], length: int) -> list[_Drafted]:
-        made = [_Drafted(Ask(ask.sequence, min(ask.limit, length))) for ask in asks]
+    def _draft_fixed(self, asks: Many[Ask], length: int) -> list[Drafted]:
+        made = [Drafted(Ask(ask.sequence, min(ask.limit, length))) for ask in asks]
         for one in self._own:
             missing = [drafted for drafted in made if not drafted.drafts and drafted.room > 0]
             if one in self._engines:
                 while missing:
-                    _step(one, missing)
+                    step(one, missing)
                     missing = [drafted for drafted in missing if drafted.room > 0]
             else:
-                _propose(one, missing)
+                propose(one, missing)
         return made
 
-    def _draft_what_pays(self, asks: Many[Ask], rows: int) -> list[_Drafted]:
-        made = [_Drafted(Ask(ask.sequence, min(ask.limit, LONGEST_DRAFT))) for ask in asks]
-        if not self._costs.known(len(asks)):  # the first pass times the plain step
+    def _draft_what_pays(self, asks: Many[Ask], rows: int, prompts: int) -> list[Drafted]:
+        made = [Drafted(Ask(ask.sequence, min(ask.limit, LONGEST_DRAFT))) for ask in asks]
+        if not self._costs.known or (prompts == 0 and self._plain.due(len(asks))):
             return made
+        seconds = self._seconds(len(asks), rows, prompts, LONGEST_DRAFT * len(asks))
 
         def verify(drafted: NDArray[np.integer[Any]]) -> Float64:
-            return self._costs.estimate(len(asks), rows + drafted)
+            return np.asarray(seconds[np.minimum(drafted, len(seconds) - 1)])
 
         for one in self._all:
             if one.proposer.weightless:
-                _propose(one, [drafted for drafted in made if not drafted.drafts and drafted.room > 0])
-        rate = _cut(made, verify)
+                propose(one, [drafted for drafted in made if not drafted.drafts and drafted.room > 0])
+        rate = cut(made, verify)
         if (choice := self._choose_engine(made, rate, verify)) is not None:
-            _cut(made, verify, _draft_on(choice, made, verify))
+            cut(made, verify, _draft_on(choice, made, verify))
+        if prompts == 0 and not any(drafted.drafts for drafted in made):
+            self._plain.seen(len(asks))
         return made
 
-    def _choose_engine(self, made: list[_Drafted], rate: float, verify: Verify) -> _Choice | None:
+    def _seconds(self, sequences: int, rows: int, prompts: int, most: int) -> Float64:
+        """Seconds of verification by the number of drafted tokens, up to `most`.
+
+        Prompts are read whatever is drafted: what that costs is no reason to draft, what it adds to a row is one not to.
+        """
+        drafted = np.arange(most + 1)
+        if prompts == 0:
+            return self._costs.estimate(sequences, rows + drafted)
+        beside = self._costs.trend(sequences, rows + prompts + drafted)
+        return np.asarray(self._costs.estimate(sequences, np.array([rows])) + beside - beside[0], np.float64)
+
+    def _choose_engine(self, made: list[Drafted], rate: float, verify: Verify) -> _Choice | None:
         """The engine that promises more than `rate` tokens a second, or is to be tried."""
-        candidates = [choice for one in self._engines if (choice := _choice(one, made, verify)) is not None]
-        best = next((choice for choice in candidates if choice.forced), None)
-        if best is None:
-            best = max(candidates, key=lambda choice: choice.rate, default=None)
-            if best is not None and (not best.active or best.rate <= WORTHWHILE * rate):
-                best = None
-        for choice in candidates:
-            if best is None or choice is best:
-                choice.engine.judge(best is not None)
-        return best
+        wanting = [drafted for drafted in made if drafted.ask.limit > 0]
+        for one in self._engines:
+            if one.costs.known and one.trials == 0:
+                promised = _choice(one, made, wanting, verify).rate
+                one.savings.observe(len(made), 1 / rate - 1 / promised if promised > WORTHWHILE * rate else 0.0)
+            one.earn(float(verify(np.zeros(1, np.int64))[0]))
+        choices = []
+        for one in self._engines:
+            if able := [drafted for drafted in wanting if one.follows(drafted.ask.sequence)]:
+                if one.trials > 0 or not one.costs.known:
+                    one.trials = max(one.trials - 1, 0)
+                    return _Choice(one, able, 0.0, PROBE_LENGTH)
+                choices.append(_choice(one, made, able, verify))
+        best = max(choices, key=lambda choice: choice.rate, default=None)
+        return best if best is not None and best.active and best.rate > WORTHWHILE * rate else None
 
 
 @dataclass(frozen=True)
@@ -192,34 +181,29 @@ class _Choice:
     """
 
     engine: Experience
-    active: list[_Drafted]
+    active: list[Drafted]
     rate: float
     forced: int = 0
 
 
-def _choice(one: Experience, made: list[_Drafted], verify: Verify) -> _Choice | None:
-    """What an engine would do; None where it reads along with none of the sequences."""
-    able = [drafted for drafted in made if drafted.ask.limit > 0 and one.follows(drafted.ask.sequence)]
-    if not able:
-        return None
-    if one.trials > 0 or not one.costs.known:
-        return _Choice(one, able, 0.0, PROBE_LENGTH)
-    able.sort(key=lambda drafted: drafted.expected)  # those that lose the least by giving up the draft that they have
+def _choice(one: Experience, made: list[Drafted], able: list[Drafted], verify: Verify) -> _Choice:
+    """What an engine would do that may draft for some of the sequences."""
+    able = sorted(able, key=lambda drafted: drafted.expected)  # those that lose the least by giving up the draft that they have
     certain = len(made) + sum(drafted.expected for drafted in made) - np.cumsum([0.0, *(drafted.expected for drafted in able)])
     there = sum(len(drafted.drafts) for drafted in made) - np.cumsum([0, *(len(drafted.drafts) for drafted in able)])
-    most = max(drafted.ask.limit for drafted in able)
+    most = max((drafted.ask.limit for drafted in able), default=0)
     typical = one.acceptance.estimate()
     count, _, rate = best_steps([1.0] * len(able), most, typical, certain.tolist(), there.tolist(), one.costs.estimate, verify)
     return _Choice(one, able[:count], rate)
 
 
-def _draft_on(choice: _Choice, made: list[_Drafted], verify: Verify) -> float:
+def _draft_on(choice: _Choice, made: list[Drafted], verify: Verify) -> float:
     """An engine's drafts, step by step while the next one is expected to pay; the seconds that they took."""
     one, active, spent, steps = choice.engine, choice.active, 0.0, 0
     for drafted in active:
         drafted.cut(0)
     while active:
-        spent += _step(one, active)
+        spent += step(one, active)
         steps += 1
         active = sorted((drafted for drafted in active if drafted.room > 0), key=lambda drafted: -drafted.survival)
         if active and steps >= choice.forced:
@@ -237,42 +221,3 @@ def _draft_on(choice: _Choice, made: list[_Drafted], verify: Verify) -> float:
             )
             active = active[:count]
     return spent
-
-
-def _step(one: Experience, active: Many[_Drafted]) -> float:
-    """One of an engine's rounds for some sequences, whose texts grow by it; the seconds that it took."""
-    begin = time.perf_counter()
-    given = one.proposer.propose([Ask(drafted.ask.sequence, drafted.room) for drafted in active])
-    seconds = time.perf_counter() - begin
-    one.costs.observe(len(active), sum(map(len, given)), seconds)
-    for drafted, drafts in zip(active, given, strict=True):
-        one.watch(drafted.ask.sequence, drafts)
-        drafted.give(one, drafted.drafts + drafts)
-        drafted.ask.sequence.tokens.extend(draft.token for draft in drafts)
-    return seconds
-
-
-def _propose(one: Experience, missing: Many[_Drafted]) -> None:
-    """The drafts of what is weightless, for sequences that have none."""
-    for drafted, drafts in zip(missing, one.proposer.propose([drafted.ask for drafted in missing]), strict=True):
-        one.watch(drafted.ask.sequence, drafts)
-        if drafts:
-            drafted.give(one, drafts)
-
-
-def _cut(made: Many[_Drafted], verify: Verify, spent: float = 0.0) -> float:
-    """Leave what pays of all drafts; the tokens a second that this makes.
-
-    Drafts that were drawn stay whole. Rejection corrects how often each token is drawn, so it must see all that were: to drop
-    some of them for what they are would change the distribution of what comes in their place.
-    """
-    certain, whole, free = float(len(made)), 0, []
-    for drafted in made:
-        if drafted.drawn:
-            certain, whole = certain + drafted.expected, whole + len(drafted.drafts)
-        else:
-            free.append(drafted)
-    lengths, rate = best_cut([drafted.survivals for drafted in free], certain, lambda count: verify(whole + count), spent)
-    for drafted, length in zip(free, lengths, strict=True):
-        drafted.cut(length)
-    return rate

@@ -15,98 +15,89 @@ COST_RATE = 0.1
 ACCEPTANCE_RATE = 1 / 64
 # steps of which the lowest cost counts
 FEW = 8
-# passes after which a number of rows that did not occur again is forgotten
-MEMORY = 256
-# passes of a number of rows after which the level of all of them follows it: before, it is the ratio that is not known
-SETTLED = 4
-# what one row more is taken to cost while it was never measured: little, so that it will be
-ROW_PRIOR = 0.02
+# share of the way back to the prior that a pass's shape goes with each pass
+FADING = 1 / 1024
+# numbers of rows at which a pass's cost may change its slope
+KNEES = np.array([8, 16, 32, 64, 128])
+# a pass's cost before anything was seen, and its standard deviation: of a pass at all, each sequence, several rows of a sequence,
+# a row, and a row beyond each knee. A row costs little, so that it is tried
+PRIOR_MEAN = np.array([1.0, 0.0, 0.0, 0.02, *(0.0 for _ in KNEES)])
+PRIOR_DEVIATION = np.array([0.5, 0.1, 0.1, 0.02, *(0.02 for _ in KNEES)])
+# the least that a pass takes, in the same unit
+LEAST = 0.2
+# relative standard deviation of a pass's seconds
+NOISE = 0.1
+# passes of a number of rows that count as much as what is told from the others
+SHRINKAGE = 4
+# share of a round in what an engine's drafts are said to save
+SAVINGS_RATE = 1 / 16
 # what is believed of a grade before it was seen, and for how many observations this counts
 ACCEPTANCE_PRIOR, PRIOR_WEIGHT = 0.6, 2
 
 
-class RowCosts:
-    """Seconds of a pass by its number of rows.
+class PassCosts:
+    """Seconds of a pass by the sequences that share it and its number of rows.
 
-    A machine gets slower and faster for every number of rows at once, so an observation moves the level of all of them, and
-    only slowly the ratio between its own number of rows and the others.
+    A machine gets slower and faster for every pass at once, so there is a level, and a shape: a Bayesian linear regression on
+    what a pass has, a Kalman filter whose state slowly returns to the prior. Passes that occur often keep what the regression
+    misses of them.
     """
 
     def __init__(self) -> None:
         self._level = 0.0
-        self._ratios: dict[int, float] = {}
-        self._counts: dict[int, int] = {}
-        self._seen: dict[int, int] = {}
-        self._passes = 0
+        self._mean = PRIOR_MEAN.copy()
+        self._covariance = np.diag(PRIOR_DEVIATION**2)
+        self._missed: dict[tuple[int, int], tuple[float, int]] = {}
 
     @property
     def known(self) -> bool:
         """Whether a pass was observed."""
-        return bool(self._ratios)
+        return bool(self._missed)
 
-    def observe(self, rows: int, seconds: float) -> None:
+    def observe(self, sequences: int, rows: int, seconds: float) -> None:
         """Record a pass."""
-        rows = _rounded(rows)
-        if not self._ratios:
-            self._level, self._ratios[rows] = seconds, 1.0
-        expected = float(self.estimate(np.array([rows]))[0])
-        surprise = min(seconds / expected - 1, 1.0)  # beyond that, something else had the machine
-        count = self._counts[rows] = self._counts.get(rows, 0) + 1
-        ratio = expected / self._level
-        self._ratios[rows] = ratio * (1 + max(COST_RATE / 2, 1 / count) * surprise)
-        if count > SETTLED or len(self._ratios) == 1:
-            self._level *= 1 + COST_RATE * surprise
-        self._forget(rows)
+        feature = _features(sequences, np.array([rows]))[0]
+        if not self.known:
+            self._level = seconds / float(feature @ PRIOR_MEAN)
+        self._mean += FADING * (PRIOR_MEAN - self._mean)
+        kept = (1 - FADING) ** 2
+        self._covariance = kept * self._covariance + (1 - kept) * np.diag(PRIOR_DEVIATION**2)
+        expected = max(float(feature @ self._mean), LEAST)
+        noise = (NOISE * expected) ** 2
+        direction = self._covariance @ feature
+        variance = noise + float(feature @ direction)
+        # beyond three standard deviations, something else had the machine
+        surprise = min(seconds / (self._level * expected) - 1, 3 * variance**0.5 / expected)
+        self._mean += direction * (surprise * expected / variance)
+        self._covariance -= np.outer(direction, direction) / variance
+        # what the shape cannot account for is the machine's
+        self._level *= 1 + COST_RATE * surprise * noise / variance
+        key = (sequences, _rounded(rows))
+        missed, count = self._missed.get(key, (0.0, 0))
+        self._missed[key] = (missed + max(COST_RATE / 2, 1 / (count + 1)) * (surprise - missed), count + 1)
 
-    def _forget(self, rows: int) -> None:
-        """Drop what was not seen for long: it may have been measured in a bad moment, and is never chosen again for that.
+    def estimate(self, sequences: int, rows: NDArray[np.integer]) -> Float64:
+        """Seconds that passes of these numbers of rows will take; the numbers ascend."""
+        missed = [self._missed.get((sequences, _rounded(int(count))), (0.0, 0)) for count in rows]
+        believed = np.array([1 + value * count / (count + SHRINKAGE) for value, count in missed])
+        return np.asarray(self.trend(sequences, rows) * believed, np.float64)
 
-        All but the smallest number of rows, the plain step that everything is compared with.
-        """
-        self._passes += 1
-        self._seen[rows] = self._passes
-        plain = min(self._ratios)
-        for old in [r for r, when in self._seen.items() if r != plain and self._passes - when > MEMORY]:
-            for table in (self._ratios, self._counts, self._seen):
-                del table[old]
+    def trend(self, sequences: int, rows: NDArray[np.integer]) -> Float64:
+        """The same as the regression alone tells it."""
+        shape = _features(sequences, rows) @ self._mean
+        return np.asarray(self._level * np.maximum.accumulate(np.maximum(shape, LEAST)), np.float64)
 
-    def estimate(self, rows: NDArray[np.integer]) -> Float64:
-        """Seconds that passes of these numbers of rows will take: between measured ones on a straight line."""
-        measured = np.array(sorted(self._ratios))
-        ratios = np.interp(rows, measured, [self._ratios[int(r)] for r in measured])
-        beyond = np.maximum(rows - measured[-1], 0)
-        return np.asarray(self._level * ratios * (1 + ROW_PRIOR * beyond), np.float64)
+
+def _features(sequences: int, rows: NDArray[np.integer]) -> Float64:
+    """float64 [len(rows), 9]: what a pass's cost is made of, see `PRIOR_MEAN`."""
+    ones, knees = np.ones(len(rows)), np.maximum(rows[:, None] - KNEES, 0)
+    return np.column_stack([ones, sequences * ones, rows > sequences, rows, knees])
 
 
 def _rounded(rows: int) -> int:
     """The number of rows that a pass is counted under: with many sequences hardly two passes have equally many."""
     step = 1 if rows <= 16 else 4 if rows <= 64 else 16
     return -(-rows // step) * step
-
-
-class PassCosts:
-    """Seconds of a pass by the sequences that share it and its number of rows.
-
-    Each number of sequences is measured by itself: eight rows of eight sequences are not eight rows of one.
-    """
-
-    def __init__(self) -> None:
-        self._tables: dict[int, RowCosts] = {}
-
-    def known(self, sequences: int) -> bool:
-        """Whether a pass of so many sequences was observed."""
-        return sequences in self._tables
-
-    def observe(self, sequences: int, rows: int, seconds: float) -> None:
-        """Record a pass."""
-        self._tables.setdefault(sequences, RowCosts()).observe(rows, seconds)
-
-    def estimate(self, sequences: int, rows: NDArray[np.integer]) -> Float64:
-        """Seconds of passes of `sequences` that were observed; else of the next number of them that was."""
-        if not self._tables:
-            return np.zeros(len(rows))
-        nearest = min(self._tables, key=lambda known: (abs(known - sequences), known))
-        return self._tables[nearest].estimate(rows)
 
 
 class StepCosts:
@@ -140,6 +131,42 @@ class StepCosts:
             return 0.0
         counts = sorted(self._seconds)
         return float(np.interp(sequences, counts, [self._seconds[count] for count in counts]))
+
+
+class Savings:
+    """Seconds that an engine's drafts save a token of all sequences together, by how many sequences there are.
+
+    They are told from costs and acceptance, also while the engine reads along with none of them.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+
+    def observe(self, sequences: int, seconds: float) -> None:
+        """Record what is promised in a round."""
+        known = self._seconds.get(sequences, seconds)
+        self._seconds[sequences] = known + SAVINGS_RATE * (seconds - known)
+
+    def estimate(self, sequences: int) -> float | None:
+        """Of so many sequences, else of the next number of them that was seen; None where there is none."""
+        nearest = min(self._seconds, key=lambda known: (abs(known - sequences), known), default=None)
+        return None if nearest is None else self._seconds[nearest]
+
+
+class Average:
+    """An average whose old observations fade; `None` before the first."""
+
+    def __init__(self) -> None:
+        self._total = self._weight = 0.0
+
+    def observe(self, total: float, weight: float = 1.0) -> None:
+        """Record `total` of `weight` things."""
+        self._total += total - COST_RATE * self._total
+        self._weight += weight - COST_RATE * self._weight
+
+    def estimate(self, unknown: float) -> float:
+        """Of one thing; `unknown` where nothing was observed."""
+        return self._total / self._weight if self._weight else unknown
 
 
 class Acceptance:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from quasar.runtime.chain.estimates import Acceptance, StepCosts
+from quasar.runtime.chain.estimates import Acceptance, Average, Savings, StepCosts
 from quasar.runtime.proposers.proposer import Draft, Proposer
 from quasar.runtime.sequence import Sequence
 
-# sequences until an engine whose drafts did not pay may try again, at the most
-LONGEST_PAUSE = 16
-# rounds in which it then drafts before it is judged
-TRIALS = 2
+# share of the time in which an engine that does not pay is tried again, and the most seconds that may be saved up for it
+CURIOSITY, LARGEST_CREDIT = 0.01, 10.0
+# how many times what reading a prompt costs its drafts must promise to save: promises are broken rather than kept
+PROFIT = 1.5
+# rounds in which it then drafts before it is judged, and tokens that it drafts in each
+TRIALS, PROBE_LENGTH = 2, 3
+# passes with drafts between those without
+SHORTEST_INTERVAL, LONGEST_INTERVAL = 4, 256
 
 
 @dataclass
@@ -27,44 +31,50 @@ class _Watch:
 class Experience:
     """Acceptance and costs belong to the proposer, watched drafts to a sequence.
 
-    An engine whose drafts do not pay need not read prompts: it rests for 1, 2, 4, ... sequences, and is then tried again.
-
     Attributes:
+        savings: of an engine.
+        reading: seconds in which an engine reads a token of a prompt.
         trials: rounds in which it is asked whatever it promises.
     """
 
     proposer: Proposer
     acceptance: Acceptance = field(default_factory=Acceptance)
     costs: StepCosts = field(default_factory=StepCosts)
+    savings: Savings = field(default_factory=Savings)
+    reading: Average = field(default_factory=Average)
     trials: int = TRIALS
     _watches: dict[Sequence, list[_Watch]] = field(default_factory=dict)
-    _followed: set[Sequence] = field(default_factory=set)
-    _paid: bool = True
-    _pause: int = 1
-    _resting: int = 0
+    _follows: dict[Sequence, bool] = field(default_factory=dict)
+    _credit: float = 0.0
 
     def join(self, sequence: Sequence) -> None:
         """A sequence begins."""
         self._watches[sequence] = []
-        if not self._paid and self._resting == 0:  # it was tried, in vain
-            self._resting, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
-        if self._resting > 0:
-            self._resting -= 1
-            if self._resting > 0:
-                return
-            self._paid, self.trials = True, TRIALS
-        self._followed.add(sequence)
+
+    def decide(self, sequence: Sequence, sequences: int, length: float) -> None:
+        """An engine begins to follow a sequence if that saves more than to read the prompt costs, or to see if it does by now.
+
+        Args:
+            sequences: that there are.
+            length: tokens that the answer is expected to have.
+        """
+        if sequence in self._follows:
+            return
+        saved = self.savings.estimate(sequences)
+        reading, token = self.reading.estimate(0.0) * self.proposer.missing(sequence), self.costs.estimate(1)
+        follow = saved is None or saved * length > PROFIT * (reading + token)
+        if not follow and self._credit > (trial := reading + TRIALS * PROBE_LENGTH * token):
+            follow, self.trials = True, TRIALS
+            self._credit -= trial
+        self._follows[sequence] = follow
+
+    def earn(self, seconds: float) -> None:
+        """Passes of the verifier took so long, of which trials may take their share."""
+        self._credit = min(self._credit + CURIOSITY * seconds, LARGEST_CREDIT)
 
     def follows(self, sequence: Sequence) -> bool:
         """Whether it reads along with a sequence, so that it can draft for it."""
-        return sequence in self._followed
-
-    def judge(self, paid: bool) -> None:
-        """A round was decided: with the proposer's drafts, or without because they would not have paid."""
-        self._paid = paid
-        if paid and self.trials == 0:
-            self._pause = 1
-        self.trials = max(self.trials - 1, 0)
+        return self._follows.get(sequence, False)
 
     def watch(self, sequence: Sequence, drafts: list[Draft]) -> None:
         """A draft was made for the text as it is."""
@@ -92,4 +102,30 @@ class Experience:
     def leave(self, sequence: Sequence) -> None:
         """The sequence is complete."""
         self._watches.pop(sequence, None)
-        self._followed.discard(sequence)
+        self._follows.pop(sequence, None)
+
+
+class PlainPasses:
+    """When to do a pass without drafts, of so many sequences, to see again what drafts are compared with.
+
+    The first, and then after 4, 8, 16, ... passes with drafts: who never looks keeps a wrong idea of it.
+    """
+
+    def __init__(self) -> None:
+        self._waits: dict[int, int] = {}
+        self._intervals: dict[int, int] = {}
+
+    def due(self, sequences: int) -> bool:
+        """Whether it is time; counts as a pass with drafts if not."""
+        left = self._waits.get(sequences, 0)
+        self._waits[sequences] = left - 1
+        if left > 0:
+            return False
+        interval = self._intervals.get(sequences, SHORTEST_INTERVAL)
+        self._waits[sequences] = interval
+        self._intervals[sequences] = min(2 * interval, LONGEST_INTERVAL)
+        return True
+
+    def seen(self, sequences: int) -> None:
+        """There was one anyway."""
+        self._waits[sequences] = self._intervals[sequences]

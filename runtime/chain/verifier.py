@@ -77,21 +77,30 @@ class Verifier:
         sequence.level(self.name)
         self._drafting.join(sequence)
 
-    def read(self, turns: Many[Turn]) -> None:
-        """Read prompts along, so that drafts can begin behind them."""
-        self._read_below(turns)
-        if not self.cached.follows:
-            missing = [turn for turn in turns if turn.upto and turn.upto > self.cached.filled(turn.sequence.slot)]
-            if missing:
-                self.cached.score([_wanted(turn, [], 0) for turn in missing])
+    def missing(self, sequence: Sequence) -> int:
+        """See `Proposer.missing`."""
+        return len(sequence.tokens) - self.cached.filled(sequence.slot)
+
+    def read(self, turns: Many[Turn]) -> int:
+        """See `Proposer.read`."""
+        self._drafting.read(turns)
+        if self.cached.follows:
+            return 0
+        wanted = [_wanted(turn, [], 0) for turn in turns if turn.upto and turn.upto > self.cached.filled(turn.sequence.slot)]
+        tokens = sum(one.end - self.cached.filled(one.slot) for one in wanted)
+        if wanted:
+            self.cached.score(wanted)
+        return tokens
 
     def round(self, turns: Many[Turn]) -> list[Round]:
         """One verification pass: between 1 and `limit` tokens for each sequence that is not in its prompt."""
         reading = [turn for turn in turns if turn.upto is not None]
         going = [turn for turn in turns if turn.upto is None]
-        self._read_below(reading)
-        pending = sum(self._pending(turn) for turn in going)
-        drafts = iter(self._drafting.draft([Ask(turn.sequence, self._room(turn)) for turn in going], pending) if going else ())
+        self._drafting.read(reading)
+        pending = sum(self.missing(turn.sequence) for turn in going)
+        prompts = sum(turn.upto - self.cached.filled(turn.sequence.slot) for turn in reading if turn.upto)
+        asks = [Ask(turn.sequence, self._room(turn)) for turn in going]
+        drafts = iter(self._drafting.draft(asks, pending, prompts) if going else ())
         begin = time.perf_counter()
         parts = [(turn, next(drafts) if turn.upto is None else []) for turn in turns]
         wanted = [_wanted(turn, [draft.token for draft in drafted], self._rows(turn, drafted)) for turn, drafted in parts]
@@ -103,7 +112,7 @@ class Verifier:
             rounds.append(done)
             self.settle(turn.sequence, one.upto + accepted)
         seconds = time.perf_counter() - begin
-        if not reading and pending <= LONGEST_PENDING * len(going):
+        if going and pending <= LONGEST_PENDING * len(going):
             self._costs.observe(len(going), rows, seconds)
         for (turn, drafted), done in zip(parts, rounds, strict=True):
             if turn.upto is None:
@@ -128,18 +137,10 @@ class Verifier:
         """See `Proposer.forget`."""
         self._drafting.forget()
 
-    def _read_below(self, turns: Many[Turn]) -> None:
-        for level in self._inner:
-            if along := [turn for turn in turns if level in self._drafting.readers(turn.sequence)]:
-                level.read(along)
-
-    def _pending(self, turn: Turn) -> int:
-        return len(turn.sequence.tokens) - self.cached.filled(turn.sequence.slot)
-
     def _room(self, turn: Turn) -> int:
         """Tokens that a draft may have: the following token is not fed, so the cache may be full of it."""
         spec = self.cached.engine.spec
-        room = min(turn.limit - 1, spec.max_length - len(turn.sequence.tokens), spec.max_rows - self._pending(turn))
+        room = min(turn.limit - 1, spec.max_length - len(turn.sequence.tokens), spec.max_rows - self.missing(turn.sequence))
         return max(room, 0)
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 
-from quasar.runtime.proposers.proposer import Ask, Draft
+from quasar.runtime.proposers.proposer import Ask, Draft, Weightless
 from quasar.runtime.sequence import Sequence
 
 MIN_NGRAM, MAX_NGRAM = 1, 3
@@ -54,7 +54,7 @@ class NgramIndex:
                     self._index[ngram] = before
 
 
-class PromptLookup:
+class PromptLookup(Weightless):
     """Proposes the continuation of the latest earlier occurrence of the longest matching n-gram.
 
     Saxena's prompt lookup decoding, with the n-grams of the prompt and the output in an index that grows with the text:
@@ -67,7 +67,6 @@ class PromptLookup:
     """
 
     name = "prompt-lookup"
-    weightless = True
 
     def __init__(self, min_ngram: int = MIN_NGRAM, max_ngram: int = MAX_NGRAM) -> None:
         self._sizes = range(max_ngram, min_ngram - 1, -1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from quasar.runtime.chain.acceptance import Probabilities
-from quasar.runtime.sequence import Sequence
+from quasar.runtime.sequence import Sequence, Turn
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,14 @@ class Proposer(Protocol):
         """A sequence begins, with its prompt."""
         ...
 
+    def missing(self, sequence: Sequence) -> int:
+        """Tokens that it has to read before it can draft for a sequence; 0 where that costs next to nothing."""
+        ...
+
+    def read(self, turns: Many[Turn]) -> int:
+        """Read prompts along, up to where the turns do; the number of tokens that it took."""
+        ...
+
     def propose(self, asks: Many[Ask]) -> list[list[Draft]]:
         """Tokens that may follow each sequence; the sequences stay as they are.
 
@@ -68,3 +76,17 @@ class Proposer(Protocol):
     def forget(self) -> None:
         """Forget what was kept of sequences that left."""
         ...
+
+
+class Weightless:
+    """A proposer whose drafts cost next to nothing: there is nothing that it would have to read in advance."""
+
+    weightless = True
+
+    def missing(self, sequence: Sequence) -> int:
+        """See `Proposer.missing`."""
+        return 0
+
+    def read(self, turns: Many[Turn]) -> int:
+        """See `Proposer.read`."""
+        return 0

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Many
 from itertools import islice
 
-from quasar.runtime.proposers.proposer import Ask, Draft
+from quasar.runtime.proposers.proposer import Ask, Draft, Weightless
 from quasar.runtime.proposers.suffix_tree import MAX_DEPTH, Match, SuffixTree
 from quasar.runtime.sequence import Sequence
 
@@ -88,7 +88,7 @@ class _Text:
             self._follow(token)
 
 
-class Suffix:
+class Suffix(Weightless):
     """Proposes what the text's own repetitions suggest, and with a pool those of earlier outputs.
 
     Every suffix of the text that occurs before, of length n, suggests min(limit, floor(factor * n + offset)) tokens along its
@@ -99,8 +99,6 @@ class Suffix:
     Args:
         pool: earlier outputs; every sequence that leaves is added. None for the text alone.
     """
-
-    weightless = True
 
     def __init__(self, pool: SuffixPool | None = None) -> None:
         self.name = "suffix" if pool is None else "suffix-pool"

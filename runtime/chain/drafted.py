@@ -1,0 +1,97 @@
+"""What the sequences of a round have been given so far, and what of it is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from quasar.runtime.chain.estimates import Float64
+from quasar.runtime.chain.experience import Experience
+from quasar.runtime.chain.pacing import Verify, best_cut
+from quasar.runtime.proposers.proposer import Ask, Draft
+
+
+@dataclass(eq=False)
+class Drafted:
+    """What one sequence has: a draft, and where it comes from.
+
+    Attributes:
+        survivals: see `Acceptance.survivals`.
+    """
+
+    ask: Ask
+    source: Experience | None = None
+    drafts: list[Draft] = field(default_factory=list)
+    survivals: Float64 = field(default_factory=lambda: np.zeros(0))
+
+    def give(self, source: Experience, drafts: list[Draft]) -> None:
+        """Another draft."""
+        self.source, self.drafts = source, drafts
+        self.survivals = source.acceptance.survivals([draft.grade for draft in drafts])
+
+    def cut(self, length: int) -> None:
+        """Keep the first tokens."""
+        self.drafts, self.survivals = self.drafts[:length], self.survivals[:length]
+        self.source = self.source if length else None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether its tokens were drawn at random, see `Draft.distribution`."""
+        return any(draft.distribution is not None for draft in self.drafts)
+
+    @property
+    def room(self) -> int:
+        """Tokens that may come in addition."""
+        return self.ask.limit - len(self.drafts)
+
+    @property
+    def expected(self) -> float:
+        """How many of its tokens are expected to be accepted."""
+        return float(self.survivals.sum())
+
+    @property
+    def survival(self) -> float:
+        """Probability that all of them are."""
+        return float(self.survivals[-1]) if self.drafts else 1.0
+
+
+def step(one: Experience, active: Many[Drafted]) -> float:
+    """One of an engine's rounds for some sequences, whose texts grow by it; the seconds that it took."""
+    begin = time.perf_counter()
+    given = one.proposer.propose([Ask(drafted.ask.sequence, drafted.room) for drafted in active])
+    seconds = time.perf_counter() - begin
+    one.costs.observe(len(active), sum(map(len, given)), seconds)
+    for drafted, drafts in zip(active, given, strict=True):
+        one.watch(drafted.ask.sequence, drafts)
+        drafted.give(one, drafted.drafts + drafts)
+        drafted.ask.sequence.tokens.extend(draft.token for draft in drafts)
+    return seconds
+
+
+def propose(one: Experience, missing: Many[Drafted]) -> None:
+    """The drafts of what is weightless, for sequences that have none."""
+    for drafted, drafts in zip(missing, one.proposer.propose([drafted.ask for drafted in missing]), strict=True):
+        one.watch(drafted.ask.sequence, drafts)
+        if drafts:
+            drafted.give(one, drafts)
+
+
+def cut(made: Many[Drafted], verify: Verify, spent: float = 0.0) -> float:
+    """Leave what pays of all drafts; the tokens a second that this makes.
+
+    Drafts that were drawn stay whole. Rejection corrects how often each token is drawn, so it must see all that were: to drop
+    some of them for what they are would change the distribution of what comes in their place.
+    """
+    certain, whole, free = float(len(made)), 0, []
+    for drafted in made:
+        if drafted.drawn:
+            certain, whole = certain + drafted.expected, whole + len(drafted.drafts)
+        else:
+            free.append(drafted)
+    lengths, rate = best_cut([drafted.survivals for drafted in free], certain, lambda count: verify(whole + count), spent)
+    for drafted, length in zip(free, lengths, strict=True):
+        drafted.cut(length)
+    return rate
