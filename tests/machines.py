@@ -24,17 +24,20 @@ from quasar.runtime.sequence import Sequence
 VOCAB = 512
 MAX_LENGTH = 512
 
-Cost = Callable[[int, int], float]
-"""Seconds of a pass of so many sequences and rows."""
+Cost = Callable[[int, int, int], float]
+"""Seconds of a pass of so many sequences, rows and rows of padding."""
 
 
-def roofline(memory: float, row: float, sequence: float = 0.0, ragged: float = 0.0) -> Cost:
+def roofline(memory: float, row: float, sequence: float = 0.0, ragged: float = 0.0, padded: float = 0.0) -> Cost:
     """A pass as long as its weights take to be read, or its rows to be computed, and what each sequence's attention takes.
 
     Args:
         ragged: seconds more as soon as a sequence has several rows.
+        padded: seconds of a row of padding.
     """
-    return lambda sequences, rows: max(memory, row * rows) + sequence * sequences + ragged * (rows > sequences)
+    return lambda sequences, rows, padding: (
+        max(memory, row * rows) + sequence * sequences + ragged * (rows > sequences) + padded * padding
+    )
 
 
 @dataclass
@@ -108,7 +111,8 @@ class BookEngine:
                 logits[done, text[following] if known else following % 64] = 6 + 8 * certainty if known else 4 + 6 * certainty
                 done += 1
         before = self._machine.now
-        self._machine.spend(self._cost(len(feeds), sum(len(feed.tokens) for feed in feeds)))
+        rows = [len(feed.tokens) for feed in feeds]
+        self._machine.spend(self._cost(len(feeds), sum(rows), len(feeds) * max(rows) - sum(rows)))
         self.seconds += self._machine.now - before
         return HostScores(logits, spans, np.empty(VOCAB, np.float32))
 

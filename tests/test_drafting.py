@@ -71,7 +71,7 @@ def measured(base: float = 0.95, row: float = 0.05, sequences: Many[int] = range
     for count in sequences:
         for _ in range(20):
             for rows in (count, count * 2, count * 40):
-                costs.observe(count, rows, base + row * rows)
+                costs.observe(count, rows, 0, base + row * rows)
     return costs
 
 
@@ -142,7 +142,7 @@ def test_before_a_pass_was_timed_nothing_is_drafted(monkeypatch: pytest.MonkeyPa
     costs = PassCosts()
     game = Game(monkeypatch, Oracle(True), costs=costs)
     assert game.rounds(3) == [0, 0, 0]
-    costs.observe(1, 1, 1.0)
+    costs.observe(1, 1, 0, 1.0)
     assert game.rounds(2)[-1] > 0
 
 
@@ -220,13 +220,13 @@ def test_a_prompt_in_the_pass_is_no_reason_to_draft(monkeypatch: pytest.MonkeyPa
     costs = PassCosts()
     for _ in range(60):
         for rows in (1, 4, 8, 16, 32, 64, 128):
-            costs.observe(1, rows, max(1.0, rows / 16))
+            costs.observe(1, rows, 0, max(1.0, rows / 16))
     monkeypatch.setattr(Acceptance, "survivals", lambda self, grades: 0.05 ** np.arange(1, len(grades) + 1))
     game = Game(monkeypatch, Oracle(True), costs=costs)
     game.rounds(1)
     ask = Ask(game.sequences[0], 30)
     assert len(game.drafting.draft([ask], 1)[0]) > 0
-    assert game.drafting.draft([ask], 1, prompts=64) == [[]]
+    assert game.drafting.draft([ask], 1, prompts=[64]) == [[]]
 
 
 def test_an_engine_that_becomes_right_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,13 +260,29 @@ def test_what_pays_for_one_sequence_may_not_pay_for_eight(monkeypatch: pytest.Mo
     for count in (1, 8):
         for rows in (*range(count, 9), 16, 64, 320):
             for _ in range(60):
-                costs.observe(count, rows, max(1.0, rows / 8))
+                costs.observe(count, rows, 0, max(1.0, rows / 8))
     monkeypatch.setattr(Acceptance, "survivals", lambda self, grades: 0.7 ** np.arange(1, len(grades) + 1))
     game = Game(monkeypatch, Oracle(True), costs=costs)
     assert min(game.rounds(4)[1:]) >= 4
     for _ in range(7):
         game.join()
     assert [game.round() for _ in range(3)] == [[0] * 8] * 3
+
+
+def test_where_padding_is_dear_a_draft_for_each_beats_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def longest(padded: float) -> int:
+        costs = PassCosts()
+        for _ in range(30):
+            for rows, padding in ((8, 0), (16, 0), (16, 56), (24, 0), (24, 112), (64, 0)):
+                costs.observe(8, rows, padding, 1 + 0.02 * rows + padded * padding)
+        game = Game(monkeypatch, Oracle(True), costs=costs, sequences=8)
+        for _ in range(3):
+            game.round()
+        limits = [32, *[1] * 7]
+        drafts = game.drafting.draft([Ask(one, limit) for one, limit in zip(game.sequences, limits, strict=True)], 8)
+        return len(drafts[0])
+
+    assert longest(0.0) > 2 * longest(0.02) > 0
 
 
 def test_the_sequences_with_a_likely_draft_get_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Many
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import Cost
 
 from quasar.runtime.chain.estimates import Acceptance, Average, PassCosts, Savings, StepCosts
+
+Cost = Callable[[int, int], float]
 
 
 def estimate(made: PassCosts, passes: Many[tuple[int, int]]) -> list[float]:
@@ -21,7 +23,7 @@ def watch(made: PassCosts, cost: Cost, passes: Many[tuple[int, int]], noise: flo
     """Passes of these (sequences, rows) take what they cost, give or take some noise."""
     random = np.random.default_rng(seed)
     for sequences, rows in passes:
-        made.observe(sequences, rows, cost(sequences, rows) * float(np.exp(random.normal(0, noise))))
+        made.observe(sequences, rows, 0, cost(sequences, rows) * float(np.exp(random.normal(0, noise))))
 
 
 def line(sequences: int, rows: int) -> float:
@@ -31,14 +33,14 @@ def line(sequences: int, rows: int) -> float:
 def test_before_the_first_pass_nothing_is_known() -> None:
     made = PassCosts()
     assert not made.known
-    made.observe(1, 1, 1.0)
+    made.observe(1, 1, 0, 1.0)
     assert made.known
     assert estimate(made, [(1, 1)]) == pytest.approx([1.0], rel=0.01)
 
 
 def test_a_row_more_is_taken_to_cost_little_so_that_it_is_tried() -> None:
     made = PassCosts()
-    made.observe(1, 1, 1.0)
+    made.observe(1, 1, 0, 1.0)
     one, nine = estimate(made, [(1, 1), (1, 9)])
     assert one < nine < 1.25 * one
 
@@ -59,7 +61,7 @@ def test_what_was_never_measured_is_told_from_the_rest() -> None:
     for number in range(120):
         sequences, rows = kinds[random.integers(len(kinds))]
         late = 3.0 if number % 10 == 9 else 1.0
-        made.observe(sequences, rows, late * line(sequences, rows) * float(np.exp(random.normal(0, 0.06))))
+        made.observe(sequences, rows, 0, late * line(sequences, rows) * float(np.exp(random.normal(0, 0.06))))
     unseen = [(6, 6), (6, 20), (8, 50), (3, 80), (1, 9), (2, 2)]
     assert estimate(made, unseen) == pytest.approx([line(*one) for one in unseen], rel=0.25)
 
@@ -70,6 +72,16 @@ def test_the_first_pass_may_be_of_any_kind(first: tuple[int, int]) -> None:
     made = PassCosts()
     watch(made, line, [first, *[(8, 8), (8, 12), (8, 16)] * 5])
     assert estimate(made, [(8, 8), (8, 14)]) == pytest.approx([line(8, 8), line(8, 14)], rel=0.1)
+
+
+def test_padding_is_told_from_the_rows_that_it_pads() -> None:
+    """Sixteen drafted tokens are dearer where one sequence has them all."""
+    made = PassCosts()
+    for _ in range(10):
+        for rows, padding in ((8, 0), (16, 0), (16, 56), (24, 0), (24, 112), (24, 40)):
+            made.observe(8, rows, padding, line(8, rows) + 0.0004 * padding)
+    assert made.padding == pytest.approx(0.0004, rel=0.2)
+    assert estimate(made, [(8, 16), (8, 24)]) == pytest.approx([line(8, 16), line(8, 24)], rel=0.1)
 
 
 def test_more_rows_never_cost_less() -> None:
@@ -93,14 +105,14 @@ def test_a_machine_that_gets_slower_does_so_for_every_pass() -> None:
 def test_a_pass_that_something_else_held_up_moves_little() -> None:
     made = PassCosts()
     watch(made, line, [(1, 1), (1, 5)] * 50)
-    made.observe(1, 1, 1000.0)
+    made.observe(1, 1, 0, 1000.0)
     assert estimate(made, [(1, 1), (1, 5)]) == pytest.approx([line(1, 1), line(1, 5)], rel=0.3)
 
 
 def test_a_first_pass_that_was_held_up_is_soon_corrected() -> None:
     made = PassCosts()
     watch(made, line, [(1, 1)] * 50)
-    made.observe(1, 5, 1000.0)
+    made.observe(1, 5, 0, 1000.0)
     watch(made, line, [(1, 1), (1, 5)] * 30)
     assert estimate(made, [(1, 1), (1, 5)]) == pytest.approx([line(1, 1), line(1, 5)], rel=0.1)
 

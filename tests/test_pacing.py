@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quasar.runtime.chain.pacing import best_cut, best_steps
+from quasar.runtime.chain.pacing import Standing, best_cut, best_steps
 
 Rates = list[list[float]]
 
@@ -37,16 +37,17 @@ def test_the_best_cut_has_the_highest_rate(case: tuple[Rates, list[float], float
         tokens = len(rates) + sum(float(one[:length].sum()) for one, length in zip(every, lengths, strict=True))
         return tokens / (spent + seconds[sum(lengths)])
 
-    lengths, shown = best_cut(every, len(rates), lambda count: np.array(seconds)[count], spent)
+    lengths, shown = best_cut(every, len(rates), lambda count, longest: np.array(seconds)[count], spent)
     best = max(rate(chosen) for chosen in product(*(range(len(one) + 1) for one in rates)))
     assert shown == pytest.approx(rate(tuple(lengths))) == pytest.approx(best)
 
 
 def test_the_likeliest_tokens_of_all_sequences_are_verified() -> None:
     every = survivals([[0.9, 0.9, 0.9], [0.3], [], [0.95, 0.1]])
-    assert best_cut(every, 4, lambda count: 4.0 + 0.8 * count)[0] == [1, 0, 0, 1]
-    assert best_cut(every, 4, lambda count: 4.0 + 0.0 * count)[0] == [3, 1, 0, 2]
-    assert best_cut(every, 4, lambda count: 4.0 + 4.0 * count)[0] == [0, 0, 0, 0]
+    assert best_cut(every, 4, lambda count, longest: 4.0 + 0.8 * count)[0] == [1, 0, 0, 1]
+    assert best_cut(every, 4, lambda count, longest: 4.0 + 0.0 * count)[0] == [3, 1, 0, 2]
+    assert best_cut(every, 4, lambda count, longest: 4.0 + 4.0 * count)[0] == [0, 0, 0, 0]
+    assert best_cut(every, 4, lambda count, longest: 4.0 + 1.5 * longest)[0] == [1, 0, 0, 1]
 
 
 def test_drafts_get_shorter_as_more_sequences_share_the_pass() -> None:
@@ -58,7 +59,7 @@ def test_drafts_get_shorter_as_more_sequences_share_the_pass() -> None:
     lengths = []
     for sequences in (1, 2, 4, 8):
         every = survivals([[0.8] * 8] * sequences)
-        lengths.append(sum(best_cut(every, sequences, lambda count, n=sequences: verify(n, count))[0]) / sequences)  # type: ignore[misc]
+        lengths.append(sum(best_cut(every, sequences, lambda count, _, n=sequences: verify(n, count))[0]) / sequences)  # type: ignore[misc]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] >= 7
     assert lengths[-1] <= 1
@@ -84,10 +85,12 @@ def test_the_best_steps_have_the_highest_rate(
 
     def rate(count: int, length: int) -> float:
         tokens = certain[count] + sum(likely[:count]) * sum(typical**k for k in range(1, length + 1))
-        return tokens / (spent + length * steps[count] + verify[there[count] + count * length])
+        longest = max(there[count], 2 + length) if count else there[0]
+        return tokens / (spent + length * steps[count] + verify[there[count] + count * length] + 0.1 * longest)
 
+    standing = [Standing(tokens, drafted, drafted) for tokens, drafted in zip(certain, there, strict=True)]
     count, length, shown = best_steps(
-        likely, most, typical, certain, there, lambda n: steps[n], lambda n: np.array(verify)[n], spent
+        likely, most, typical, standing, lambda n: steps[n], lambda n, longest: np.array(verify)[n] + 0.1 * longest, spent, 2
     )
     choices = [(0, 0), *product(range(1, len(likely) + 1), range(1, most + 1))]
     assert (count, length) in choices
@@ -95,11 +98,11 @@ def test_the_best_steps_have_the_highest_rate(
 
 
 def test_no_step_is_a_candidate_like_the_others() -> None:
-    def verify(count: NDArray[np.integer]) -> NDArray[np.float64]:
+    def verify(count: NDArray[np.integer], longest: NDArray[np.integer]) -> NDArray[np.float64]:
         return 1.0 + 0.02 * count
 
     def steps(typical: float, seconds: float) -> tuple[int, int, float]:
-        return best_steps([1.0], 8, typical, [1.0, 1.0], [0, 0], lambda n: seconds, verify)
+        return best_steps([1.0], 8, typical, [Standing(1.0, 0, 0)] * 2, lambda n: seconds, verify)
 
     assert steps(0.0, 0.0) == (0, 0, 1.0)
     assert steps(0.9, 10.0) == (0, 0, 1.0)

@@ -119,13 +119,14 @@ class RowsCost:
     """A pass costs 1, and 0.1 for each drafted token."""
 
     known = True
+    padding = 0.0
 
     def estimate(self, sequences: int, rows: NDArray[np.integer]) -> Float64:
         return 1 + 0.1 * (rows - sequences)
 
     trend = estimate
 
-    def observe(self, sequences: int, rows: int, seconds: float) -> None: ...
+    def observe(self, sequences: int, rows: int, padding: int, seconds: float) -> None: ...
 
 
 class Told(Rates):

@@ -7,10 +7,11 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quasar.runtime.chain.estimates import Float64
 from quasar.runtime.chain.experience import Experience
-from quasar.runtime.chain.pacing import Verify, best_cut
+from quasar.runtime.chain.pacing import Standing, Verify, best_cut
 from quasar.runtime.proposers.proposer import Ask, Draft
 
 
@@ -58,6 +59,12 @@ class Drafted:
         return float(self.survivals[-1]) if self.drafts else 1.0
 
 
+def standing(made: Many[Drafted], kept: Many[Drafted]) -> Standing:
+    """What a pass gives if only some of the sequences keep their drafts."""
+    lengths = [len(drafted.drafts) for drafted in kept]
+    return Standing(len(made) + sum(drafted.expected for drafted in kept), sum(lengths), max(lengths, default=0))
+
+
 def step(one: Experience, active: Many[Drafted]) -> float:
     """One of an engine's rounds for some sequences, whose texts grow by it; the seconds that it took."""
     begin = time.perf_counter()
@@ -85,13 +92,13 @@ def cut(made: Many[Drafted], verify: Verify, spent: float = 0.0) -> float:
     Drafts that were drawn stay whole. Rejection corrects how often each token is drawn, so it must see all that were: to drop
     some of them for what they are would change the distribution of what comes in their place.
     """
-    certain, whole, free = float(len(made)), 0, []
-    for drafted in made:
-        if drafted.drawn:
-            certain, whole = certain + drafted.expected, whole + len(drafted.drafts)
-        else:
-            free.append(drafted)
-    lengths, rate = best_cut([drafted.survivals for drafted in free], certain, lambda count: verify(whole + count), spent)
+    whole = standing(made, [drafted for drafted in made if drafted.drawn])
+    free = [drafted for drafted in made if not drafted.drawn]
+
+    def beside(count: NDArray[np.integer], longest: NDArray[np.integer]) -> Float64:
+        return verify(whole.drafted + count, np.maximum(whole.longest, longest))
+
+    lengths, rate = best_cut([drafted.survivals for drafted in free], whole.tokens, beside, spent)
     for drafted, length in zip(free, lengths, strict=True):
         drafted.cut(length)
     return rate

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quasar.runtime.chain.drafted import Drafted, cut, propose, step
+from quasar.runtime.chain.drafted import Drafted, cut, propose, standing, step
 from quasar.runtime.chain.estimates import Average, Float64, PassCosts
 from quasar.runtime.chain.experience import PROBE_LENGTH, Experience, PlainPasses
 from quasar.runtime.chain.pacing import Verify, best_steps
@@ -89,12 +89,12 @@ class Drafting:
         for one in self._own:
             one.proposer.forget()
 
-    def draft(self, asks: Many[Ask], rows: int, prompts: int = 0) -> list[list[Draft]]:
+    def draft(self, asks: Many[Ask], rows: int, prompts: Many[int] = ()) -> list[list[Draft]]:
         """The next draft of each sequence; the sequences stay as they are.
 
         Args:
             rows: that the verifier is fed for them besides the drafts.
-            prompts: rows of prompts in the same pass.
+            prompts: rows of each prompt in the same pass.
         """
         lengths = [len(ask.sequence.tokens) for ask in asks]
         for one in self._all:
@@ -123,44 +123,56 @@ class Drafting:
                 propose(one, missing)
         return made
 
-    def _draft_what_pays(self, asks: Many[Ask], rows: int, prompts: int) -> list[Drafted]:
+    def _draft_what_pays(self, asks: Many[Ask], rows: int, prompts: Many[int]) -> list[Drafted]:
         made = [Drafted(Ask(ask.sequence, min(ask.limit, LONGEST_DRAFT))) for ask in asks]
-        if not self._costs.known or (prompts == 0 and self._plain.due(len(asks))):
+        if not self._costs.known or (not prompts and self._plain.due(len(asks))):
             return made
-        seconds = self._seconds(len(asks), rows, prompts, LONGEST_DRAFT * len(asks))
-
-        def verify(drafted: NDArray[np.integer[Any]]) -> Float64:
-            return np.asarray(seconds[np.minimum(drafted, len(seconds) - 1)])
-
+        verify = self._verification(len(asks), rows, prompts)
         for one in self._all:
             if one.proposer.weightless:
                 propose(one, [drafted for drafted in made if not drafted.drafts and drafted.room > 0])
         rate = cut(made, verify)
         if (choice := self._choose_engine(made, rate, verify)) is not None:
             cut(made, verify, _draft_on(choice, made, verify))
-        if prompts == 0 and not any(drafted.drafts for drafted in made):
+        if not prompts and not any(drafted.drafts for drafted in made):
             self._plain.seen(len(asks))
         return made
 
-    def _seconds(self, sequences: int, rows: int, prompts: int, most: int) -> Float64:
-        """Seconds of verification by the number of drafted tokens, up to `most`.
+    def _verification(self, sequences: int, rows: int, prompts: Many[int]) -> Verify:
+        """Seconds of this round's verification.
 
         Prompts are read whatever is drafted: what that costs is no reason to draft, what it adds to a row is one not to.
         """
-        drafted = np.arange(most + 1)
-        if prompts == 0:
-            return self._costs.estimate(sequences, rows + drafted)
-        beside = self._costs.trend(sequences, rows + prompts + drafted)
-        return np.asarray(self._costs.estimate(sequences, np.array([rows])) + beside - beside[0], np.float64)
+        read, each = rows + sum(prompts), rows // sequences
+        every = np.arange(LONGEST_DRAFT * sequences + 1)
+        seconds = self._costs.estimate(sequences, rows + every)
+        if prompts:
+            beside = self._costs.trend(sequences, read + every)
+            seconds = seconds[0] + beside - beside[0]
+
+        def padding(drafted: NDArray[np.integer[Any]], longest: NDArray[np.integer[Any]]) -> Float64:
+            most = np.maximum(each + longest, max(prompts, default=0))
+            return np.asarray((sequences + len(prompts)) * most - read - drafted, np.float64)
+
+        none = np.zeros(1, np.int64)
+        there, cell = padding(none, none), self._costs.padding
+
+        def verify(drafted: NDArray[np.integer[Any]], longest: NDArray[np.integer[Any]]) -> Float64:
+            # engines may be asked for less than they gave
+            some = np.minimum(drafted, every[-1])
+            return np.asarray(seconds[some] + cell * np.maximum(padding(some, longest) - there, 0))
+
+        return verify
 
     def _choose_engine(self, made: list[Drafted], rate: float, verify: Verify) -> _Choice | None:
         """The engine that promises more than `rate` tokens a second, or is to be tried."""
         wanting = [drafted for drafted in made if drafted.ask.limit > 0]
+        plain = float(verify(np.zeros(1, np.int64), np.zeros(1, np.int64))[0])
         for one in self._engines:
             if one.costs.known and one.trials == 0:
                 promised = _choice(one, made, wanting, verify).rate
                 one.savings.observe(len(made), 1 / rate - 1 / promised if promised > WORTHWHILE * rate else 0.0)
-            one.earn(float(verify(np.zeros(1, np.int64))[0]))
+            one.earn(plain)
         choices = []
         for one in self._engines:
             if able := [drafted for drafted in wanting if one.follows(drafted.ask.sequence)]:
@@ -189,11 +201,9 @@ class _Choice:
 def _choice(one: Experience, made: list[Drafted], able: list[Drafted], verify: Verify) -> _Choice:
     """What an engine would do that may draft for some of the sequences."""
     able = sorted(able, key=lambda drafted: drafted.expected)  # those that lose the least by giving up the draft that they have
-    certain = len(made) + sum(drafted.expected for drafted in made) - np.cumsum([0.0, *(drafted.expected for drafted in able)])
-    there = sum(len(drafted.drafts) for drafted in made) - np.cumsum([0, *(len(drafted.drafts) for drafted in able)])
+    rest = [standing(made, [drafted for drafted in made if drafted not in able[:count]]) for count in range(len(able) + 1)]
     most = max((drafted.ask.limit for drafted in able), default=0)
-    typical = one.acceptance.estimate()
-    count, _, rate = best_steps([1.0] * len(able), most, typical, certain.tolist(), there.tolist(), one.costs.estimate, verify)
+    count, _, rate = best_steps([1.0] * len(able), most, one.acceptance.estimate(), rest, one.costs.estimate, verify)
     return _Choice(one, able[:count], rate)
 
 
@@ -207,17 +217,15 @@ def _draft_on(choice: _Choice, made: list[Drafted], verify: Verify) -> float:
         steps += 1
         active = sorted((drafted for drafted in active if drafted.room > 0), key=lambda drafted: -drafted.survival)
         if active and steps >= choice.forced:
-            certain = len(made) + sum(drafted.expected for drafted in made)
-            there = sum(len(drafted.drafts) for drafted in made)
             count, _, _ = best_steps(
                 [drafted.survival for drafted in active],
                 max(drafted.room for drafted in active),
                 one.acceptance.estimate(),
-                [certain] * (len(active) + 1),
-                [there] * (len(active) + 1),
+                [standing(made, made)] * (len(active) + 1),
                 one.costs.estimate,
                 verify,
                 spent,
+                max(len(drafted.drafts) for drafted in active),
             )
             active = active[:count]
     return spent

@@ -20,9 +20,10 @@ FADING = 1 / 1024
 # numbers of rows at which a pass's cost may change its slope
 KNEES = np.array([8, 16, 32, 64, 128])
 # a pass's cost before anything was seen, and its standard deviation: of a pass at all, each sequence, several rows of a sequence,
-# a row, and a row beyond each knee. A row costs little, so that it is tried
-PRIOR_MEAN = np.array([1.0, 0.0, 0.0, 0.02, *(0.0 for _ in KNEES)])
-PRIOR_DEVIATION = np.array([0.5, 0.1, 0.1, 0.02, *(0.02 for _ in KNEES)])
+# what a row is padded with, a row, and a row beyond each knee. A row costs little, so that it is tried
+PRIOR_MEAN = np.array([1.0, 0.0, 0.0, 0.002, 0.02, *(0.0 for _ in KNEES)])
+PRIOR_DEVIATION = np.array([0.5, 0.1, 0.1, 0.005, 0.02, *(0.02 for _ in KNEES)])
+PADDING = 3
 # the least that a pass takes, in the same unit
 LEAST = 0.2
 # relative standard deviation of a pass's seconds
@@ -54,9 +55,15 @@ class PassCosts:
         """Whether a pass was observed."""
         return bool(self._missed)
 
-    def observe(self, sequences: int, rows: int, seconds: float) -> None:
-        """Record a pass."""
+    def observe(self, sequences: int, rows: int, padding: int, seconds: float) -> None:
+        """Record a pass.
+
+        Args:
+            padding: rows that there would be more if every sequence had as many as the one that has most: attention may work
+                on such a rectangle.
+        """
         feature = _features(sequences, np.array([rows]))[0]
+        feature[PADDING] = padding
         if not self.known:
             self._level = seconds / float(feature @ PRIOR_MEAN)
         self._mean += FADING * (PRIOR_MEAN - self._mean)
@@ -77,10 +84,15 @@ class PassCosts:
         self._missed[key] = (missed + max(COST_RATE / 2, 1 / (count + 1)) * (surprise - missed), count + 1)
 
     def estimate(self, sequences: int, rows: NDArray[np.integer]) -> Float64:
-        """Seconds that passes of these numbers of rows will take; the numbers ascend."""
+        """Seconds that passes of these numbers of rows, without padding, will take; the numbers ascend."""
         missed = [self._missed.get((sequences, _rounded(int(count))), (0.0, 0)) for count in rows]
         believed = np.array([1 + value * count / (count + SHRINKAGE) for value, count in missed])
         return np.asarray(self.trend(sequences, rows) * believed, np.float64)
+
+    @property
+    def padding(self) -> float:
+        """Seconds of a row of padding."""
+        return float(self._level * max(self._mean[PADDING], 0.0))
 
     def trend(self, sequences: int, rows: NDArray[np.integer]) -> Float64:
         """The same as the regression alone tells it."""
@@ -89,9 +101,9 @@ class PassCosts:
 
 
 def _features(sequences: int, rows: NDArray[np.integer]) -> Float64:
-    """float64 [len(rows), 9]: what a pass's cost is made of, see `PRIOR_MEAN`."""
+    """float64 [len(rows), 10]: what a pass's cost is made of, see `PRIOR_MEAN`; without padding."""
     ones, knees = np.ones(len(rows)), np.maximum(rows[:, None] - KNEES, 0)
-    return np.column_stack([ones, sequences * ones, rows > sequences, rows, knees])
+    return np.column_stack([ones, sequences * ones, rows > sequences, 0 * ones, rows, knees])
 
 
 def _rounded(rows: int) -> int:

@@ -8,14 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quasar.runtime.chain.estimates import Float64
 
-Verify = Callable[[NDArray[np.integer]], Float64]
-"""Seconds of verification passes with so many drafted tokens."""
+Verify = Callable[[NDArray[np.integer], NDArray[np.integer]], Float64]
+"""Seconds of verification passes with so many drafted tokens, so many of them in the longest draft."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a pass would give without further drafts.
+
+    Attributes:
+        tokens: that are expected of it.
+        drafted: tokens in all drafts.
+        longest: tokens in the longest of them.
+    """
+
+    tokens: float
+    drafted: int
+    longest: int
 
 
 def best_cut(survivals: Many[Float64], certain: float, verify: Verify, spent: float = 0.0) -> tuple[list[int], float]:
@@ -33,7 +49,9 @@ def best_cut(survivals: Many[Float64], certain: float, verify: Verify, spent: fl
     every = np.concatenate([np.zeros(0), *survivals])
     order = np.argsort(-every, kind="stable")
     tokens = certain + np.concatenate([[0.0], np.cumsum(every[order])])
-    rates = tokens / (spent + verify(np.arange(len(every) + 1)))
+    places = np.concatenate([np.arange(0), *(np.arange(1, length + 1) for length in lengths)])[order]
+    longest = np.concatenate([[0], np.maximum.accumulate(places)])
+    rates = tokens / (spent + verify(np.arange(len(every) + 1), longest))
     count = int(rates.argmax())
     owners = np.repeat(np.arange(len(lengths)), lengths)[order[:count]]
     return np.bincount(owners, minlength=len(lengths)).tolist(), float(rates[count])
@@ -43,11 +61,11 @@ def best_steps(
     survivals: Many[float],
     most: int,
     typical: float,
-    certain: Many[float],
-    there: Many[int],
+    standing: Many[Standing],
     step: Callable[[int], float],
     verify: Verify,
     spent: float = 0.0,
+    begun: int = 0,
 ) -> tuple[int, int, float]:
     """(for how many of the likeliest sequences an engine drafts on, by how many tokens each, tokens a second that this makes).
 
@@ -55,20 +73,22 @@ def best_steps(
         survivals: of each sequence that may be drafted for, the probability that all of its draft is accepted; falling.
         most: tokens that each may get.
         typical: probability that a token of the engine is accepted when all before it were.
-        certain: tokens expected from what there is already, where the engine drafts for 0, 1, 2, ... of the sequences.
-        there: tokens that are drafted already, likewise.
+        standing: what there is, where the engine drafts for 0, 1, 2, ... of the sequences.
         step: seconds until each of so many sequences has one token more.
         verify: see `Verify`.
         spent: seconds that the drafts took already.
+        begun: tokens that the engine has drafted for each.
     """
-    best = (0, 0, certain[0] / (spent + float(verify(np.array(there[:1]))[0])))
+    none = standing[0]
+    best = (0, 0, none.tokens / (spent + float(verify(np.array([none.drafted]), np.array([none.longest]))[0])))
     if most < 1:
         return best
     lengths = np.arange(1, most + 1)
     gains = np.cumsum(typical**lengths)
     for count in range(1, len(survivals) + 1):
-        seconds = spent + lengths * step(count) + verify(there[count] + count * lengths)
-        rates = (certain[count] + sum(survivals[:count]) * gains) / seconds
+        rest = standing[count]
+        verified = verify(rest.drafted + count * lengths, np.maximum(rest.longest, begun + lengths))
+        rates = (rest.tokens + sum(survivals[:count]) * gains) / (spent + lengths * step(count) + verified)
         length = int(rates.argmax())
         if rates[length] > best[2]:
             best = (count, length + 1, float(rates[length]))

@@ -98,13 +98,14 @@ class Verifier:
         going = [turn for turn in turns if turn.upto is None]
         self._drafting.read(reading)
         pending = sum(self.missing(turn.sequence) for turn in going)
-        prompts = sum(turn.upto - self.cached.filled(turn.sequence.slot) for turn in reading if turn.upto)
+        prompts = [turn.upto - self.cached.filled(turn.sequence.slot) for turn in reading if turn.upto]
         asks = [Ask(turn.sequence, self._room(turn)) for turn in going]
         drafts = iter(self._drafting.draft(asks, pending, prompts) if going else ())
         begin = time.perf_counter()
         parts = [(turn, next(drafts) if turn.upto is None else []) for turn in turns]
         wanted = [_wanted(turn, [draft.token for draft in drafted], self._rows(turn, drafted)) for turn, drafted in parts]
-        rows = sum(one.end - self.cached.filled(one.slot) for one in wanted)
+        fed = [one.end - self.cached.filled(one.slot) for one in wanted]
+        rows = sum(fed)
         scores = self.cached.score(wanted)
         rounds = []
         for feed, ((turn, drafted), one) in enumerate(zip(parts, wanted, strict=True)):
@@ -113,7 +114,7 @@ class Verifier:
             self.settle(turn.sequence, one.upto + accepted)
         seconds = time.perf_counter() - begin
         if going and pending <= LONGEST_PENDING * len(going):
-            self._costs.observe(len(going), rows, seconds)
+            self._costs.observe(len(going), rows, len(fed) * max(fed) - rows, seconds)
         for (turn, drafted), done in zip(parts, rounds, strict=True):
             if turn.upto is None:
                 turn.sequence.level(self.name).count_round(len(drafted), len(done.tokens) - 1, rows, seconds)
