@@ -59,10 +59,19 @@ class Drafted:
         return float(self.survivals[-1]) if self.drafts else 1.0
 
 
-def standing(made: Many[Drafted], kept: Many[Drafted]) -> Standing:
-    """What a pass gives if only some of the sequences keep their drafts."""
+def standings(made: Many[Drafted], given_up: Many[Drafted]) -> list[Standing]:
+    """What a pass gives if the first 0, 1, 2, ... of `given_up` lose their drafts."""
+    gone = set(given_up)
+    found = [_standing(len(made), [drafted for drafted in made if drafted not in gone])]
+    for drafted in reversed(given_up):
+        rest, length = found[-1], len(drafted.drafts)
+        found.append(Standing(rest.tokens + drafted.expected, rest.drafted + length, max(rest.longest, length)))
+    return found[::-1]
+
+
+def _standing(certain: int, kept: Many[Drafted]) -> Standing:
     lengths = [len(drafted.drafts) for drafted in kept]
-    return Standing(len(made) + sum(drafted.expected for drafted in kept), sum(lengths), max(lengths, default=0))
+    return Standing(certain + sum(drafted.expected for drafted in kept), sum(lengths), max(lengths, default=0))
 
 
 def step(one: Experience, active: Many[Drafted]) -> float:
@@ -92,7 +101,7 @@ def cut(made: Many[Drafted], verify: Verify, spent: float = 0.0) -> float:
     Drafts that were drawn stay whole. Rejection corrects how often each token is drawn, so it must see all that were: to drop
     some of them for what they are would change the distribution of what comes in their place.
     """
-    whole = standing(made, [drafted for drafted in made if drafted.drawn])
+    whole = _standing(len(made), [drafted for drafted in made if drafted.drawn])
     free = [drafted for drafted in made if not drafted.drawn]
 
     def beside(count: NDArray[np.integer], longest: NDArray[np.integer]) -> Float64:

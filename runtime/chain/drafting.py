@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quasar.runtime.chain.drafted import Drafted, cut, propose, standing, step
+from quasar.runtime.chain.drafted import Drafted, cut, propose, standings, step
 from quasar.runtime.chain.estimates import Average, Float64, PassCosts
 from quasar.runtime.chain.experience import PROBE_LENGTH, Experience, PlainPasses
 from quasar.runtime.chain.pacing import Verify, best_steps
@@ -158,7 +158,7 @@ class Drafting:
         there, cell = padding(none, none), self._costs.padding
 
         def verify(drafted: NDArray[np.integer[Any]], longest: NDArray[np.integer[Any]]) -> Float64:
-            # engines may be asked for less than they gave
+            # `best_steps` takes all sequences to have room for as many tokens as the one that has most
             some = np.minimum(drafted, every[-1])
             return np.asarray(seconds[some] + cell * np.maximum(padding(some, longest) - there, 0))
 
@@ -201,7 +201,7 @@ class _Choice:
 def _choice(one: Experience, made: list[Drafted], able: list[Drafted], verify: Verify) -> _Choice:
     """What an engine would do that may draft for some of the sequences."""
     able = sorted(able, key=lambda drafted: drafted.expected)  # those that lose the least by giving up the draft that they have
-    rest = [standing(made, [drafted for drafted in made if drafted not in able[:count]]) for count in range(len(able) + 1)]
+    rest = standings(made, able)
     most = max((drafted.ask.limit for drafted in able), default=0)
     count, _, rate = best_steps([1.0] * len(able), most, one.acceptance.estimate(), rest, one.costs.estimate, verify)
     return _Choice(one, able[:count], rate)
@@ -221,7 +221,7 @@ def _draft_on(choice: _Choice, made: list[Drafted], verify: Verify) -> float:
                 [drafted.survival for drafted in active],
                 max(drafted.room for drafted in active),
                 one.acceptance.estimate(),
-                [standing(made, made)] * (len(active) + 1),
+                standings(made, []) * (len(active) + 1),
                 one.costs.estimate,
                 verify,
                 spent,

@@ -23,6 +23,7 @@ KNEES = np.array([8, 16, 32, 64, 128])
 # what a row is padded with, a row, and a row beyond each knee. A row costs little, so that it is tried
 PRIOR_MEAN = np.array([1.0, 0.0, 0.0, 0.002, 0.02, *(0.0 for _ in KNEES)])
 PRIOR_DEVIATION = np.array([0.5, 0.1, 0.1, 0.005, 0.02, *(0.02 for _ in KNEES)])
+# the place of padding in these
 PADDING = 3
 # the least that a pass takes, in the same unit
 LEAST = 0.2
@@ -166,7 +167,7 @@ class Savings:
 
 
 class Average:
-    """An average whose old observations fade; `None` before the first."""
+    """An average whose old observations fade."""
 
     def __init__(self) -> None:
         self._total = self._weight = 0.0

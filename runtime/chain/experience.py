@@ -8,8 +8,8 @@ from quasar.runtime.chain.estimates import Acceptance, Average, Savings, StepCos
 from quasar.runtime.proposers.proposer import Draft, Proposer
 from quasar.runtime.sequence import Sequence
 
-# share of the time in which an engine that does not pay is tried again, and the most seconds that may be saved up for it
-CURIOSITY, LARGEST_CREDIT = 0.01, 10.0
+# share of the time in which an engine that does not pay is tried again
+CURIOSITY = 0.01
 # how many times what reading a prompt costs its drafts must promise to save: promises are broken rather than kept
 PROFIT = 1.5
 # rounds in which it then drafts before it is judged, and tokens that it drafts in each
@@ -63,14 +63,15 @@ class Experience:
         saved = self.savings.estimate(sequences)
         reading, token = self.reading.estimate(0.0) * self.proposer.missing(sequence), self.costs.estimate(1)
         follow = saved is None or saved * length > PROFIT * (reading + token)
-        if not follow and self._credit > (trial := reading + TRIALS * PROBE_LENGTH * token):
+        if not follow and self._credit > reading + TRIALS * PROBE_LENGTH * token:
             follow, self.trials = True, TRIALS
-            self._credit -= trial
+        if follow:
+            self._credit = 0.0
         self._follows[sequence] = follow
 
     def earn(self, seconds: float) -> None:
         """Passes of the verifier took so long, of which trials may take their share."""
-        self._credit = min(self._credit + CURIOSITY * seconds, LARGEST_CREDIT)
+        self._credit += CURIOSITY * seconds
 
     def follows(self, sequence: Sequence) -> bool:
         """Whether it reads along with a sequence, so that it can draft for it."""
