@@ -7,7 +7,7 @@ from collections.abc import Sequence as Many
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quasar.runtime.chain.estimates import Acceptance, Average, PassCosts, Savings, StepCosts
@@ -45,6 +45,7 @@ def test_a_row_more_is_taken_to_cost_little_so_that_it_is_tried() -> None:
     assert one < nine < 1.25 * one
 
 
+@example({2: 0.5, 3: 2.0})
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.sampled_from([*range(1, 17), 20, 24, 40]), st.floats(0.5, 2), min_size=1, max_size=5))
 def test_costs_settle_at_what_was_measured_whatever_their_shape(seconds: dict[int, float]) -> None:

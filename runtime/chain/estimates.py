@@ -75,14 +75,15 @@ class PassCosts:
         direction = self._covariance @ feature
         variance = noise + float(feature @ direction)
         # beyond three standard deviations, something else had the machine
-        surprise = min(seconds / (self._level * expected) - 1, 3 * variance**0.5 / expected)
+        excess = seconds / (self._level * expected) - 1
+        surprise = min(excess, 3 * variance**0.5 / expected)
         self._mean += direction * (surprise * expected / variance)
         self._covariance -= np.outer(direction, direction) / variance
         # what the shape cannot account for is the machine's
         self._level *= 1 + COST_RATE * surprise * noise / variance
         key = (sequences, _rounded(rows))
         missed, count = self._missed.get(key, (0.0, 0))
-        self._missed[key] = (missed + max(COST_RATE / 2, 1 / (count + 1)) * (surprise - missed), count + 1)
+        self._missed[key] = (missed + max(COST_RATE / 2, 1 / (count + 1)) * (min(excess, 1.0) - missed), count + 1)
 
     def estimate(self, sequences: int, rows: NDArray[np.integer]) -> Float64:
         """Seconds that passes of these numbers of rows, without padding, will take; the numbers ascend."""
