@@ -138,7 +138,7 @@ class Scheduler:
 
     def _chunks(self, reading: Many[Answer], budget: int) -> list[tuple[Answer, int]]:
         """Shares of the budget, equal but for prompts that need less: a short prompt does not wait for a long one."""
-        missing = {answer: len(answer.sequence.tokens) - self._verifier.cached.filled(answer.sequence.slot) for answer in reading}
+        missing = {answer: self._verifier.missing(answer.sequence) for answer in reading}
         chunks, left = [], budget
         for number, answer in enumerate(sorted(reading, key=missing.__getitem__)):
             chunk = min(missing[answer], left // (len(reading) - number))

@@ -103,9 +103,7 @@ class BookEngine:
             text = self._books[cache[0]]
             for row in feed.rows:
                 following = feed.start + int(row) + 1
-                known = (
-                    following < MAX_LENGTH and self._right[cache[0], following] and (cache[:following] == text[:following]).all()
-                )
+                known = self._right[cache[0], following] and (cache[:following] == text[:following]).all()
                 certainty = self._certainty[cache[0], following]
                 # an engine that is wrong is less certain, mostly
                 logits[done, text[following] if known else following % 64] = 6 + 8 * certainty if known else 4 + 6 * certainty

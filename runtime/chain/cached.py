@@ -80,13 +80,17 @@ class CachedTokens:
         own = len(self._held[slot])
         return own if self._lead is None else max(own, self._lead.filled(slot))
 
+    def fed(self, one: Wanted) -> int:
+        """Rows that are fed for a slot."""
+        return one.end - self.filled(one.slot)
+
     def score(self, wanted: Sequence[Wanted]) -> Scores:
         """Scores of one pass over all slots that are named, in their order; valid until the engine's next pass.
 
         Where more is missing in a slot than a pass takes, passes before it bring the beginning.
         """
         limit = self.engine.spec.max_rows
-        while late := [one for one in wanted if one.end - self.filled(one.slot) > max(limit, one.rows)]:
+        while late := [one for one in wanted if self.fed(one) > max(limit, one.rows)]:
             self._feed([self._part(one, min(self.filled(one.slot) + limit, one.end - max(one.rows, 1)), 0) for one in late])
         return self._feed([self._part(one, one.end, one.rows) for one in wanted])
 

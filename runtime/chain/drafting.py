@@ -125,12 +125,13 @@ class Drafting:
 
     def _draft_what_pays(self, asks: Many[Ask], rows: int, prompts: Many[int]) -> list[Drafted]:
         made = [Drafted(Ask(ask.sequence, min(ask.limit, LONGEST_DRAFT))) for ask in asks]
-        if not self._costs.known or (not prompts and self._plain.due(len(asks))):
+        if not self._all or not self._costs.known or (not prompts and self._plain.due(len(asks))):
             return made
-        verify = self._verification(len(asks), rows, prompts)
         for one in self._all:
             if one.proposer.weightless:
                 propose(one, [drafted for drafted in made if not drafted.drafts and drafted.room > 0])
+        most = LONGEST_DRAFT * len(asks) if self._engines else sum(len(drafted.drafts) for drafted in made)
+        verify = self._verification(len(asks), rows, prompts, most)
         rate = cut(made, verify)
         if (choice := self._choose_engine(made, rate, verify)) is not None:
             cut(made, verify, _draft_on(choice, made, verify))
@@ -138,21 +139,21 @@ class Drafting:
             self._plain.seen(len(asks))
         return made
 
-    def _verification(self, sequences: int, rows: int, prompts: Many[int]) -> Verify:
-        """Seconds of this round's verification.
+    def _verification(self, sequences: int, rows: int, prompts: Many[int], most: int) -> Verify:
+        """Seconds of this round's verification, of up to `most` drafted tokens.
 
         Prompts are read whatever is drafted: what that costs is no reason to draft, what it adds to a row is one not to.
         """
         read, each = rows + sum(prompts), rows // sequences
-        every = np.arange(LONGEST_DRAFT * sequences + 1)
+        every = np.arange(most + 1)
         seconds = self._costs.estimate(sequences, rows + every)
         if prompts:
             beside = self._costs.trend(sequences, read + every)
             seconds = seconds[0] + beside - beside[0]
 
         def padding(drafted: NDArray[np.integer[Any]], longest: NDArray[np.integer[Any]]) -> Float64:
-            most = np.maximum(each + longest, max(prompts, default=0))
-            return np.asarray((sequences + len(prompts)) * most - read - drafted, np.float64)
+            widest = np.maximum(each + longest, max(prompts, default=0))
+            return np.asarray((sequences + len(prompts)) * widest - read - drafted, np.float64)
 
         none = np.zeros(1, np.int64)
         there, cell = padding(none, none), self._costs.padding
@@ -168,18 +169,21 @@ class Drafting:
         """The engine that promises more than `rate` tokens a second, or is to be tried."""
         wanting = [drafted for drafted in made if drafted.ask.limit > 0]
         plain = float(verify(np.zeros(1, np.int64), np.zeros(1, np.int64))[0])
+        choices, forced = list[_Choice](), None
         for one in self._engines:
-            if one.costs.known and one.trials == 0:
-                promised = _choice(one, made, wanting, verify).rate
-                one.savings.observe(len(made), 1 / rate - 1 / promised if promised > WORTHWHILE * rate else 0.0)
             one.earn(plain)
-        choices = []
-        for one in self._engines:
-            if able := [drafted for drafted in wanting if one.follows(drafted.ask.sequence)]:
-                if one.trials > 0 or not one.costs.known:
+            able = [drafted for drafted in wanting if one.follows(drafted.ask.sequence)]
+            if one.trials > 0 or not one.costs.known:
+                if able and forced is None:
                     one.trials = max(one.trials - 1, 0)
-                    return _Choice(one, able, 0.0, PROBE_LENGTH)
-                choices.append(_choice(one, made, able, verify))
+                    forced = _Choice(one, able, 0.0, PROBE_LENGTH)
+                continue
+            everyone = _choice(one, made, wanting, verify)
+            one.savings.observe(len(made), 1 / rate - 1 / everyone.rate if everyone.rate > WORTHWHILE * rate else 0.0)
+            if able:
+                choices.append(everyone if len(able) == len(wanting) else _choice(one, made, able, verify))
+        if forced is not None:
+            return forced
         best = max(choices, key=lambda choice: choice.rate, default=None)
         return best if best is not None and best.active and best.rate > WORTHWHILE * rate else None
 

@@ -87,7 +87,7 @@ class Verifier:
         if self.cached.follows:
             return 0
         wanted = [_wanted(turn, [], 0) for turn in turns if turn.upto and turn.upto > self.cached.filled(turn.sequence.slot)]
-        tokens = sum(one.end - self.cached.filled(one.slot) for one in wanted)
+        tokens = sum(map(self.cached.fed, wanted))
         if wanted:
             self.cached.score(wanted)
         return tokens
@@ -104,7 +104,7 @@ class Verifier:
         begin = time.perf_counter()
         parts = [(turn, next(drafts) if turn.upto is None else []) for turn in turns]
         wanted = [_wanted(turn, [draft.token for draft in drafted], self._rows(turn, drafted)) for turn, drafted in parts]
-        fed = [one.end - self.cached.filled(one.slot) for one in wanted]
+        fed = [self.cached.fed(one) for one in wanted]
         rows = sum(fed)
         scores = self.cached.score(wanted)
         rounds = []
