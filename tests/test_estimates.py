@@ -46,6 +46,9 @@ def test_a_row_more_is_taken_to_cost_little_so_that_it_is_tried() -> None:
 
 
 @example({2: 0.5, 3: 2.0})
+@example({4: 2.0, 2: 0.5})
+@example({6: 2.0, 4: 0.5})
+@example({11: 0.5, 14: 0.5, 15: 0.5, 16: 2.0})
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.sampled_from([*range(1, 17), 20, 24, 40]), st.floats(0.5, 2), min_size=1, max_size=5))
 def test_costs_settle_at_what_was_measured_whatever_their_shape(seconds: dict[int, float]) -> None:

@@ -16,7 +16,7 @@ ACCEPTANCE_RATE = 1 / 64
 # steps of which the lowest cost counts
 FEW = 8
 # share of the way back to the prior that a pass's shape goes with each pass
-FADING = 1 / 1024
+FADING = 1 / 2048
 # numbers of rows at which a pass's cost may change its slope
 KNEES = np.array([8, 16, 32, 64, 128])
 # a pass's cost before anything was seen, and its standard deviation: of a pass at all, each sequence, several rows of a sequence,
@@ -30,7 +30,7 @@ LEAST = 0.2
 # relative standard deviation of a pass's seconds
 NOISE = 0.1
 # passes of a number of rows that count as much as what is told from the others
-SHRINKAGE = 4
+SHRINKAGE = 16
 # share of a round in what an engine's drafts are said to save
 SAVINGS_RATE = 1 / 16
 # what is believed of a grade before it was seen, and for how many observations this counts
@@ -70,25 +70,26 @@ class PassCosts:
         self._mean += FADING * (PRIOR_MEAN - self._mean)
         kept = (1 - FADING) ** 2
         self._covariance = kept * self._covariance + (1 - kept) * np.diag(PRIOR_DEVIATION**2)
+        key = (sequences, _rounded(rows))
+        missed, count = self._missed.get(key, (0.0, 0))
         expected = max(float(feature @ self._mean), LEAST)
         noise = (NOISE * expected) ** 2
         direction = self._covariance @ feature
         variance = noise + float(feature @ direction)
-        # beyond three standard deviations, something else had the machine
-        excess = seconds / (self._level * expected) - 1
-        surprise = min(excess, 3 * variance**0.5 / expected)
+        ratio = seconds / (self._level * expected)
+        # of what is not accounted for yet; beyond three standard deviations, something else had the machine
+        surprise = min(ratio / _believed(missed, count) - 1, 3 * variance**0.5 / expected)
         self._mean += direction * (surprise * expected / variance)
         self._covariance -= np.outer(direction, direction) / variance
         # what the shape cannot account for is the machine's
         self._level *= 1 + COST_RATE * surprise * noise / variance
-        key = (sequences, _rounded(rows))
-        missed, count = self._missed.get(key, (0.0, 0))
-        self._missed[key] = (missed + max(COST_RATE / 2, 1 / (count + 1)) * (min(excess, 1.0) - missed), count + 1)
+        excess = min(ratio - 1, 1 + 2 * missed)  # at most twice what was expected, so that one late pass moves little
+        self._missed[key] = (missed + max(COST_RATE / 5, 1 / (count + 1)) * (excess - missed), count + 1)
 
     def estimate(self, sequences: int, rows: NDArray[np.integer]) -> Float64:
         """Seconds that passes of these numbers of rows, without padding, will take; the numbers ascend."""
         missed = [self._missed.get((sequences, _rounded(int(count))), (0.0, 0)) for count in rows]
-        believed = np.array([1 + value * count / (count + SHRINKAGE) for value, count in missed])
+        believed = np.array([_believed(*one) for one in missed])
         return np.asarray(self.trend(sequences, rows) * believed, np.float64)
 
     @property
@@ -106,6 +107,11 @@ def _features(sequences: int, rows: NDArray[np.integer]) -> Float64:
     """float64 [len(rows), 10]: what a pass's cost is made of, see `PRIOR_MEAN`; without padding."""
     ones, knees = np.ones(len(rows)), np.maximum(rows[:, None] - KNEES, 0)
     return np.column_stack([ones, sequences * ones, rows > sequences, 0 * ones, rows, knees])
+
+
+def _believed(missed: float, count: int) -> float:
+    """What passes of a kind take, times what the regression tells: the more of them were seen, the more of it is believed."""
+    return 1 + missed * count / (count + SHRINKAGE)
 
 
 def _rounded(rows: int) -> int:
