@@ -22,6 +22,7 @@ from quasar.calibration import pruning
 from quasar.calibration.observe import FloatModel
 from quasar.calibration.pruning import PROBE_LENGTH, PROBE_TOKENS, ROUNDS, Pruning, layer_damage, probe_of, prune, rounds
 from quasar.engines.bundle.bundle import open_bundle
+from quasar.engines.bundle.parsing import ENGINE_NAME
 from quasar.engines.errors import UsageError
 from quasar.engines.onnxruntime.engine import OnnxEngine
 from quasar.exporter.cli import main as export_main
@@ -218,6 +219,7 @@ def test_drafts_are_read() -> None:
 def test_a_share_is_a_number_of_layers(share: float, layers: int, count: int, name: str) -> None:
     draft = PrunedDraft(share)
     assert (draft.count(layers), draft.name) == (count, name)
+    assert ENGINE_NAME.fullmatch(draft.name)  # or the bundle could not be read
 
 
 @pytest.mark.parametrize(("share", "layers"), [(0.99, 6), (0.5, 1)])

@@ -25,7 +25,7 @@ from quasar.engines.bundle.superseded import export_command
 from quasar.engines.cache import CACHE_TYPES, CacheSpec
 from quasar.engines.errors import BundleError
 
-ENGINE_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+ENGINE_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+(\.[0-9]+)?)*")  # `pruned-12.5`, but nothing that ends like a file
 # a manifest that asks for more than this is not one that an export wrote
 MAX_VOCAB, MAX_LENGTH, MAX_LAYERS, MAX_HEADS, MAX_HEAD_DIM = 1 << 22, 1 << 24, 1 << 10, 1 << 10, 1 << 12
 MOST_SAMPLING = 1 << 31
