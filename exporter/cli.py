@@ -89,6 +89,10 @@ def parser() -> argparse.ArgumentParser:
         help="what is to run the engines; with a TensorRT, plans are built beside the graphs for ONNX Runtime",
     )  # fmt: skip
     p.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="what ONNX Runtime's graphs are for (default: cpu)")
+    p.add_argument(
+        *("--kernels",), choices=("auto", "off"), default="auto",
+        help="auto: int8 engines for a CPU also in our own operators, on the same weights; off: in ONNX Runtime's only",
+    )  # fmt: skip
     p.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hugging Face model")
     p.add_argument("--force", action="store_true", help="write the bundle even when the gate or the check of a plan fails")
     p.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -162,6 +166,7 @@ def _options(args: argparse.Namespace) -> ExportOptions:
         force=args.force,
         provider=args.provider,
         build=build,
+        kernels=args.kernels,
     )
 
 

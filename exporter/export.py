@@ -103,7 +103,15 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
             blueprints = list(_blueprints(options, checkpoint, own, pruning, drafts, other))
             if options.provider == "cuda":
                 blueprints = [for_cuda(blueprint) for blueprint in blueprints]
-            entries, graphs = write_engines(root, blueprints, max_length, options.slots, options.build is not None, progress)
+            entries, graphs = write_engines(
+                root,
+                blueprints,
+                max_length,
+                options.slots,
+                progress,
+                for_plans=options.build is not None,
+                own_operators=options.own_operators,
+            )
         unrun: Mapping[str, str] = {}
         with kept_on_failure(root, options.output, graphs, options.build):
             reference = Reference.measure(checkpoint, prompts.gate, max_length, progress)

@@ -16,6 +16,7 @@ ENGINES = ("float", "int8", "int4", "int4-a16")
 PROVIDERS = ("cpu", "cuda")
 ROTATIONS = ("auto", "on", "off")
 LM_HEADS = ("int8", "float", "int4")
+KERNELS = ("auto", "off")
 SHORTEST_CONTEXT = 8
 MAX_SEQUENCES = {"cpu": 8, "cuda": 1}
 """Sequences where no number is asked for, by provider. On a GPU, ONNX Runtime's attention takes one at a time."""
@@ -42,6 +43,7 @@ class ExportOptions:
         force: write the bundle even when the gate fails.
         provider: of ONNX Runtime, that the engines are for: `cpu` or `cuda`.
         build: build plans of the engines, too.
+        kernels: `auto` writes int8 engines for own operators, too, unless they are for GPUs; `off` does not.
     """
 
     model: str
@@ -62,6 +64,7 @@ class ExportOptions:
     force: bool = False
     provider: str = "cpu"
     build: BuildOptions | None = None
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -83,6 +86,7 @@ class ExportOptions:
         for value, choices, option in (
             (self.rotation, ROTATIONS, "--rotation"),
             (self.lm_head, LM_HEADS, "--lm-head"),
+            (self.kernels, KERNELS, "--kernels"),
         ):
             if value not in choices:
                 raise UsageError(f"{option} {value}: choose of {', '.join(choices)}")
@@ -97,6 +101,11 @@ class ExportOptions:
     def slots(self) -> int:
         """Sequences that have a place at the same time."""
         return MAX_SEQUENCES[self.provider] if self.max_sequences is None else self.max_sequences
+
+    @property
+    def own_operators(self) -> bool:
+        """Whether int8 engines are written for own operators, too."""
+        return self.kernels == "auto" and self.provider == "cpu" and self.build is None
 
     def _check_build(self, build: BuildOptions) -> None:
         if "int4-a16" in self.engines:

@@ -150,6 +150,8 @@ def _run(argv: Sequence[str] | None) -> int:
     rows = _read_rows(args.token_ids) if args.token_ids else None
     with load_model(args.bundle, model_options(args)) as model:
         params = model.sampling_params(**sampling)
+        if args.stats and model.kernels:
+            print("kernels: " + ", ".join(f"{name} {what}" for name, what in model.kernels.items()), file=sys.stderr)
         if rows is not None:
             for generation in [_begin_row(model, ids, params, args, number) for number, ids in enumerate(rows, start=1)]:
                 _answer(generation, args)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from quasar.engines.bundle.bundle import Bundle
 from quasar.engines.bundle.manifest import ONNXRUNTIME, EngineEntry, PlanEntry
 from quasar.engines.engine import Engine
 from quasar.engines.errors import UsageError
 from quasar.runtime.model_options import ModelOptions
+
+if TYPE_CHECKING:
+    from quasar.engines.kernels.library import Kernels
 
 
 def backend_of(options: ModelOptions, bundle: Bundle) -> str:
@@ -22,6 +27,23 @@ def backend_of(options: ModelOptions, bundle: Bundle) -> str:
 def on_gpu(options: ModelOptions, bundle: Bundle) -> bool:
     """Whether a GPU runs them."""
     return backend_of(options, bundle) != ONNXRUNTIME or options.provider not in (None, "cpu")
+
+
+def kernels_of(options: ModelOptions, bundle: Bundle) -> Kernels | None:
+    """What runs int8 products; None on a GPU."""
+    if on_gpu(options, bundle):
+        return None
+    from quasar.engines.kernels.library import OFF, own_kernels
+
+    return OFF if options.kernels == "off" else own_kernels()
+
+
+def describe_kernels(options: ModelOptions, bundle: Bundle, engines: Iterable[str]) -> dict[str, str]:
+    """What runs the int8 products of each engine; empty on a GPU."""
+    kernels = kernels_of(options, bundle)
+    if kernels is None:
+        return {}
+    return {name: kernels.describe(bundle.engine(name)) for name in engines}
 
 
 def running_entry(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> EngineEntry | PlanEntry:
@@ -70,8 +92,12 @@ def load_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> En
         from quasar.engines.onnxruntime.engine import OnnxEngine
 
         provider = options.provider or "cpu"
-        graph = bundle.path(entry.graph) if options.prepacked is None else options.prepacked / f"{entry.name}.onnx"
-        return OnnxEngine(graph, entry, provider, options.threads, options.batch_invariant, slots=options.sequences)
+        kernels = kernels_of(options, bundle)
+        path, library = (entry.graph, None) if kernels is None else kernels.form(entry)
+        graph = bundle.path(path) if options.prepacked is None else options.prepacked / f"{entry.name}.onnx"
+        return OnnxEngine(
+            graph, entry, provider, options.threads, options.batch_invariant, slots=options.sequences, library=library
+        )
     from quasar.engines.tensorrt.engine import TensorRtEngine
     from quasar.engines.tensorrt.plan import plan_of
 

@@ -17,6 +17,7 @@ from quasar.runtime.chain.spec import ChainSpec, build_chain, parse_chain
 from quasar.runtime.chat import Chat, ChatOptions, Message, Tool, is_messages
 from quasar.runtime.defaults import default_params
 from quasar.runtime.engines import EnginePool
+from quasar.runtime.execution import describe_kernels, kernels_of
 from quasar.runtime.generation import Generation
 from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.prompt import Prompt, ReadPrompt, is_many, prompt_ids
@@ -56,7 +57,9 @@ def load_model(bundle: str | os.PathLike[str], options: ModelOptions) -> Model:
     if options.prepacked is not None:
         from quasar.engines.onnxruntime.prepacked import check_prepacked
 
-        check_prepacked(options.prepacked, opened, choose_chain(opened, options.chain).engines)
+        kernels = kernels_of(options, opened)
+        assert kernels is not None  # these options are for CPUs
+        check_prepacked(options.prepacked, opened, choose_chain(opened, options.chain).engines, kernels)
     return Model(EnginePool(opened, options), options)
 
 
@@ -136,6 +139,11 @@ class Model:
         """
         self._turnstile.once()
         return bool(self.scheduler.open or self.scheduler.waiting)
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """What runs the int8 products of each engine on a CPU: `avx512-vnni`, `avx2`, or `stock` with the reason."""
+        return describe_kernels(self.options, self.bundle, self.engines)
 
     def forget(self) -> None:
         """Forget earlier answers, of which `suffix-pool` makes proposals."""

@@ -16,6 +16,7 @@ from quasar.runtime.sampler import ACCEPTANCES, Acceptance
 
 DraftLength = int | Many[int | None] | None
 PROVIDERS = ("cpu", "cuda", "tensorrt")
+KERNELS = ("auto", "off")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class ModelOptions:
             another backend.
         provider: of ONNX Runtime: `cpu`, `cuda` or `tensorrt`; None for `cpu`.
         threads: of one operator of ONNX Runtime; 0 for one per physical core.
+        kernels: `auto`: int8 products on a CPU run in operators of our own, where the bundle has engines for them and this
+            machine the library; `off`: in those of ONNX Runtime. Both give the same integers.
         verify: check the hash of every file.
         draft_length: tokens proposed a round to each verifier, or one number for each of them; None for as many as pay by
             measured cost and acceptance.
@@ -54,6 +57,7 @@ class ModelOptions:
     backend: str | None = None
     provider: str | None = None
     threads: int = 0
+    kernels: str = "auto"
     verify: bool = False
     draft_length: DraftLength = None
     acceptance: Acceptance = "matching"
@@ -67,6 +71,8 @@ class ModelOptions:
             raise UsageError(f"sequences is {self.sequences!r}; give 1 to {MAX_SLOTS}")
         if self.threads < 0:
             raise UsageError(f"threads is {self.threads}; give a number of threads, or 0 for one per core")
+        if self.kernels not in KERNELS:
+            raise UsageError(f"kernels is {self.kernels!r}; it must be one of {', '.join(KERNELS)}")
         if self.acceptance not in ACCEPTANCES:
             raise UsageError(f"acceptance is {self.acceptance!r}; it must be one of {', '.join(ACCEPTANCES)}")
         if self.generation_config not in GENERATION_CONFIGS:

@@ -11,7 +11,7 @@ from quasar.engines.bundle.manifest import SAMPLING as CARRIED
 from quasar.engines.errors import UsageError
 from quasar.runtime.chat import check_options
 from quasar.runtime.defaults import GENERATION_CONFIGS
-from quasar.runtime.model_options import ModelOptions, parse_draft_length
+from quasar.runtime.model_options import KERNELS, ModelOptions, parse_draft_length
 from quasar.runtime.sampler import ACCEPTANCES
 from quasar.runtime.sampling import SamplingParams
 
@@ -115,6 +115,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "backend": ({"metavar": "B"}, f"{', '.join(BACKENDS)} (default: what the bundle was exported for)"),
     "provider": ({"metavar": "P"}, "of onnxruntime: cpu, cuda or tensorrt (default: cpu)"),
     "threads": ({"type": int, "metavar": "N"}, "threads of one operator (default: one per core)"),
+    "kernels": (
+        {"choices": KERNELS},
+        "of int8 products on a CPU: auto takes our own where they can run, off those of ONNX Runtime (default: auto)",
+    ),
     "verify": ({"action": "store_true"}, "check the hash of every file first"),
 }
 """Fields of ModelOptions that are options: what argparse is told, and help."""

@@ -99,6 +99,8 @@ class EngineEntry:
         float_linears: linears that were left in float.
         gate: how far the engine is from the float model (see `quasar.exporter.gate`).
         plan: the engine built for GPUs, where the bundle was exported for them.
+        own_graph: path of the same engine in operators of ours (`quasar.engines.kernels`), on the same weights, where it has
+            such; one of `files`.
     """
 
     name: str
@@ -114,6 +116,7 @@ class EngineEntry:
     float_linears: tuple[str, ...]
     gate: Mapping[str, Any]
     plan: PlanEntry | None = None
+    own_graph: str | None = None
 
     @property
     def max_length(self) -> int:

@@ -80,6 +80,7 @@ def _parse_engine(name: str, value: Any, where: str) -> EngineEntry:
         float_linears=r.strings("float_linears"),
         gate=r.get("gate", dict),
         plan=None if r.object.get("plan") is None else _parse_plan(_Reader(r.object["plan"], f"{r.where}: plan")),
+        own_graph=None if r.object.get("own_graph") is None else r.get("own_graph", str),
     )
 
 

@@ -39,6 +39,7 @@ class OnnxEngine:
         optimize: see `create_session`. Graphs written for TensorRT are run as they are: ONNX Runtime's own rewriting of
             int8 Q/DQ pairs can break them.
         slots: sequences to make room for; None for as many as the engine was exported for.
+        library: of own operators, for a graph that uses them.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class OnnxEngine:
         batch_invariant: bool = False,
         optimize: bool = True,
         slots: int | None = None,
+        library: Path | None = None,
     ) -> None:
         if batch_invariant and entry.precision not in BATCH_INVARIANT:
             raise UsageError(
@@ -66,7 +68,7 @@ class OnnxEngine:
         require_runtime(entry, provider)
         if self._device == "cpu":
             require_memory(entry, slots)
-        self._session = create_session(str(graph), provider, threads, optimize)
+        self._session = create_session(str(graph), provider, threads, optimize, library)
         self._inputs, self._chooses = check_graph(self._session, entry, str(graph))
         self._packed = entry.attention == "packed"
         self._capacity = entry.max_length

@@ -18,12 +18,13 @@ import onnxruntime as ort
 
 from quasar.engines.bundle.bundle import Bundle, file_sha256
 from quasar.engines.errors import BundleError, UsageError, first_line
+from quasar.engines.kernels.library import Kernels
 from quasar.engines.onnxruntime.session import session_options
 
 LISTING = "prepacked.json"
 
 
-def machine() -> dict[str, str]:
+def machine(kernels: Kernels) -> dict[str, str]:
     """What the order of weights belongs to."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -31,7 +32,11 @@ def machine() -> dict[str, str]:
         text = ""
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     features = sorted(found.group(1).split()) if found else [platform.machine(), platform.processor()]
-    return {"onnxruntime": ort.__version__, "processor": hashlib.sha256(" ".join(features).encode()).hexdigest()}
+    return {
+        "onnxruntime": ort.__version__,
+        "kernels": kernels.name,
+        "processor": hashlib.sha256(" ".join(features).encode()).hexdigest(),
+    }
 
 
 def _sources(bundle: Bundle, engine: str) -> dict[str, str]:
@@ -41,8 +46,11 @@ def _sources(bundle: Bundle, engine: str) -> dict[str, str]:
     return {path: hashes[path] for path in sorted({entry.graph, *entry.files})}
 
 
-def save_prepacked(bundle: Bundle, engines: Iterable[str], folder: Path) -> None:
+def save_prepacked(bundle: Bundle, engines: Iterable[str], folder: Path, kernels: Kernels) -> None:
     """Save the graphs of engines as this machine would load them. Takes about 2.5 times their weights on the disk.
+
+    Args:
+        kernels: what is to run them.
 
     Raises:
         BundleError: a graph cannot be loaded.
@@ -50,8 +58,9 @@ def save_prepacked(bundle: Bundle, engines: Iterable[str], folder: Path) -> None
     folder.mkdir()
     engines = tuple(engines)
     for name in engines:
-        graph = bundle.path(bundle.engine(name).graph)
-        options = session_options()
+        path, library = kernels.form(bundle.engine(name))
+        graph = bundle.path(path)
+        options = session_options(library=library)
         options.optimized_model_filepath = str(folder / f"{name}.onnx")
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{name}.bin")
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
@@ -60,11 +69,11 @@ def save_prepacked(bundle: Bundle, engines: Iterable[str], folder: Path) -> None
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise BundleError(f"{graph}: ONNX Runtime cannot save it: {first_line(error)}") from None
     hashes = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-    listing = {**machine(), "engines": {name: _sources(bundle, name) for name in engines}, "sha256": hashes}
+    listing = {**machine(kernels), "engines": {name: _sources(bundle, name) for name in engines}, "sha256": hashes}
     (folder / LISTING).write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
 
 
-def check_prepacked(folder: Path, bundle: Bundle, engines: Iterable[str]) -> None:
+def check_prepacked(folder: Path, bundle: Bundle, engines: Iterable[str], kernels: Kernels) -> None:
     """Refuse files that were not saved on such a machine and of this bundle's engines, or are not whole.
 
     Raises:
@@ -77,7 +86,7 @@ def check_prepacked(folder: Path, bundle: Bundle, engines: Iterable[str]) -> Non
         hashes, saved = dict(listing["sha256"]), dict(listing["engines"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{folder / LISTING}: cannot be read ({first_line(error)}); {again}") from None
-    for what, here in machine().items():
+    for what, here in machine(kernels).items():
         if listing.get(what) != here:
             raise UsageError(f"{folder}: saved for another {what} ({str(listing.get(what))[:12]}, here {here[:12]}); {again}")
     for engine in engines:

@@ -36,13 +36,16 @@ SWITCHED = "w4a16"
 """The precision whose graphs for a CPU take `precise`, bool []: 16-bit activations, or int8 ones."""
 
 
-def create_session(path: str, provider: str = "cpu", threads: int = 0, optimize: bool = True) -> ort.InferenceSession:
+def create_session(
+    path: str, provider: str = "cpu", threads: int = 0, optimize: bool = True, library: Path | None = None
+) -> ort.InferenceSession:
     """Load a graph on exactly the provider that was asked for.
 
     Args:
         provider: `cpu`, `cuda` or `tensorrt`.
         threads: threads of one operator; 0 for one per physical core.
         optimize: else the nodes run as they were written.
+        library: of own operators, for graphs that use them.
 
     Raises:
         UsageError: the provider is not there. ONNX Runtime itself would fall back to the CPU in silence.
@@ -52,8 +55,8 @@ def create_session(path: str, provider: str = "cpu", threads: int = 0, optimize:
     cores = os.cpu_count() or 1
     if not 0 <= threads <= cores:
         raise UsageError(f"threads is {threads}; this machine has {cores} cores, and 0 takes one per core")
-    options = session_options(threads, optimize)
     try:
+        options = session_options(threads, optimize, library)
         session = ort.InferenceSession(path, options, providers=[name])
     except Exception as error:  # onnxruntime's own exceptions share no base class
         raise BundleError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from None
@@ -96,7 +99,7 @@ def _provider_name(provider: str) -> str:
     return name
 
 
-def session_options(threads: int = 0, optimize: bool = True) -> ort.SessionOptions:
+def session_options(threads: int = 0, optimize: bool = True, library: Path | None = None) -> ort.SessionOptions:
     """Options of a session; arguments as of `create_session`."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -108,7 +111,9 @@ def session_options(threads: int = 0, optimize: bool = True) -> ort.SessionOptio
         # an arena would keep every weight that a node makes float: three times the memory, and the time to claim it
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
-    if _u8s8_overflows():  # costs two seconds and a copy of the weights at loading, so not without need
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    elif _u8s8_overflows():  # costs two seconds and a copy of the weights at loading, so not without need
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from quasar.calibration.groups import LM_HEAD
@@ -14,6 +15,7 @@ from quasar.exporter.graph.linear_onnxruntime import (
     FloatLinear,
     HalfBlockLinear,
     Linear,
+    OwnW8A8Linear,
     SwitchedBlockLinear,
     W8A8Linear,
 )
@@ -132,6 +134,22 @@ def for_tensorrt(blueprint: Blueprint) -> Blueprint:
     own_file = blueprint.weights if precision == "w8a8" else f"{blueprint.weights}.tensorrt"
     lm_head = explicit_form(blueprint.lm_head)[0]
     return replace(blueprint, precision=precision, linear=linear, lm_head=lm_head, weights=own_file, half=True)
+
+
+def int8_rows_first(blueprint: Blueprint) -> Blueprint:
+    """The same engine with its int8 weights in the order that own operators read."""
+    return _change_int8(blueprint, lambda linear: replace(linear, rows_first=True))
+
+
+def for_own_operators(blueprint: Blueprint) -> Blueprint | None:
+    """The same engine in operators of ours, on the weights of `int8_rows_first`; None where it has no int8 products."""
+    own = _change_int8(blueprint, lambda linear: OwnW8A8Linear(linear.activations, linear.fallback))
+    return None if (own.linear, own.lm_head) == (blueprint.linear, blueprint.lm_head) else own
+
+
+def _change_int8(blueprint: Blueprint, change: Callable[[W8A8Linear], Linear]) -> Blueprint:
+    linear, lm_head = (change(x) if isinstance(x, W8A8Linear) else x for x in (blueprint.linear, blueprint.lm_head))
+    return replace(blueprint, linear=linear, lm_head=lm_head)
 
 
 def for_cuda(blueprint: Blueprint) -> Blueprint:

@@ -13,6 +13,8 @@ import onnx_ir as ir
 OPSET = 24
 IR_VERSION = 11
 MICROSOFT = "com.microsoft"
+QUASAR = "quasar"
+"""The domain of own operators, which ONNX Runtime has from a library of ours."""
 # ONNX Runtime maps a tensor from the file only where its offset is a multiple of the page size
 PAGE = 4096
 INLINE_BYTES = 1024
@@ -162,12 +164,15 @@ class GraphBuilder:
 
     def save(self, path: Path, name: str, precision: str) -> None:
         """Write the graph; external weights must lie in the same folder. It carries its precision, so that none is swapped."""
+        domains = {"": OPSET, MICROSOFT: 1}
+        if any(node.domain == QUASAR for node in self._nodes):
+            domains[QUASAR] = 1
         graph = ir.Graph(
             self._inputs,
             self._outputs,
             nodes=self._nodes,
             initializers=list(self._initializers.values()),
-            opset_imports={"": OPSET, MICROSOFT: 1},
+            opset_imports=domains,
             name=name,
         )
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="quasar", metadata_props={"quasar.precision": precision})

@@ -17,7 +17,7 @@ import torch
 from quasar.calibration.blocks import Blocks, pack
 from quasar.calibration.quantize import INT8_MAX, SECOND_PART, TINY, quantize_rows
 from quasar.calibration.schemes import FLOAT, PER_TOKEN, STATIC, TWO_PARTS, Scheme
-from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
+from quasar.exporter.graph.builder import MICROSOFT, QUASAR, GraphBuilder
 
 BlockSource = Callable[[str], Blocks]
 """Gives the blocks of a linear, by name."""
@@ -69,10 +69,13 @@ class W8A8Linear:
 
     Attributes:
         activations: of every linear, by name; those of scheme `float` are written by `fallback`.
+        rows_first: store weights as [out, in], which is how own operators read them, and turn them around when the graph is
+            loaded; else as [in, out].
     """
 
     activations: Mapping[str, Activation]
     fallback: Linear = field(default_factory=FloatLinear)
+    rows_first: bool = False
 
     def __call__(self, g: GraphBuilder, name: str, x: ir.Value, weight: Weight, bias: torch.Tensor | None) -> Any:
         """See `Linear`."""
@@ -80,13 +83,28 @@ class W8A8Linear:
         if activation.scheme == FLOAT:
             return self.fallback(g, name, x, weight, bias)
         quantized, scales = quantize_rows(weight())
-        stored = g.weight(f"{name}.weight", quantized.t().contiguous().numpy())
-        weight_scale = g.weight(f"{name}.weight_scale", scales.numpy())
+        stored = quantized if self.rows_first else quantized.t().contiguous()
+        weights = g.weight(f"{name}.weight", stored.numpy()), g.weight(f"{name}.weight_scale", scales.numpy())
+        return self._product(g, name, x, activation, *weights, bias)
+
+    def _product(
+        self,
+        g: GraphBuilder,
+        name: str,
+        x: ir.Value,
+        activation: Activation,
+        weight: ir.Value,
+        weight_scale: ir.Value,
+        bias: torch.Tensor | None,
+    ) -> Any:
+        """The output of the linear; weight as it is stored, weight_scale [out]."""
+        if self.rows_first:
+            weight = g.op("Transpose", weight, perm=[1, 0])
         if activation.scheme == STATIC:
             scale = g.constant(activation.input_scale, np.float32)
-            y = self._multiply(g, self._quantize(g, x, scale), scale, stored, weight_scale)
+            y = self._multiply(g, self._quantize(g, x, scale), scale, weight, weight_scale)
         else:
-            y = self._multiply_tokens(g, x, stored, weight_scale, activation.scheme == TWO_PARTS)
+            y = self._multiply_tokens(g, x, weight, weight_scale, activation.scheme == TWO_PARTS)
         return add_bias(g, name, y, bias)
 
     def _multiply_tokens(self, g: GraphBuilder, x: ir.Value, weight: ir.Value, weight_scale: ir.Value, two_parts: bool) -> Any:
@@ -115,6 +133,28 @@ class W8A8Linear:
     def _multiply(self, g: GraphBuilder, x: ir.Value, scale: ir.Value, weight: ir.Value, weight_scale: ir.Value) -> Any:
         """The product of integers that stand for `scale` each; weight int8 [in, out], weight_scale [out]."""
         return g.op("MatMulIntegerToFloat", *(x, weight, scale, weight_scale, self._zero_point(g)), domain=MICROSOFT)
+
+
+@dataclass(frozen=True)
+class OwnW8A8Linear(W8A8Linear):
+    """The same integers, scales and weights in an operator of ours (`engines/kernels`); weights are those of `rows_first`."""
+
+    rows_first: bool = True
+
+    def _product(
+        self,
+        g: GraphBuilder,
+        name: str,
+        x: ir.Value,
+        activation: Activation,
+        weight: ir.Value,
+        weight_scale: ir.Value,
+        bias: torch.Tensor | None,
+    ) -> Any:
+        inputs = [x, weight, weight_scale, *([] if bias is None else [g.weight(f"{name}.bias", bias.numpy())])]
+        parts = 2 if activation.scheme == TWO_PARTS else 1
+        scale = activation.input_scale if activation.scheme == STATIC else 0.0
+        return g.op("W8A8Linear", *inputs, domain=QUASAR, scale=scale, parts=parts, ratio=float(SECOND_PART))
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from quasar.engines.bundle.manifest import ONNXRUNTIME, EngineEntry
 from quasar.exporter.graph.attention import can_fuse
-from quasar.exporter.graph.blueprint import Blueprint, for_tensorrt
+from quasar.exporter.graph.blueprint import Blueprint, for_own_operators, for_tensorrt, int8_rows_first
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.decoder import AttentionForm, Decoder
 from quasar.exporter.plans.build import PlanGraph, graph_label
@@ -16,11 +17,20 @@ from quasar.exporter.progress import Progress
 
 
 def write_engines(
-    root: Path, blueprints: Sequence[Blueprint], max_length: int, slots: int, for_plans: bool, progress: Progress
+    root: Path,
+    blueprints: Sequence[Blueprint],
+    max_length: int,
+    slots: int,
+    progress: Progress,
+    *,
+    for_plans: bool = False,
+    own_operators: bool = False,
 ) -> tuple[list[EngineEntry], list[PlanGraph]]:
-    """Write every engine into the bundle at `root`, with `for_plans` also its graph for TensorRT.
+    """Write every engine into the bundle at `root`; the entries have neither gate figures nor plans yet.
 
-    The entries have neither gate figures nor plans yet.
+    Args:
+        for_plans: also write the graph of each for TensorRT.
+        own_operators: give those with int8 products a second graph, in operators of ours on the same weights.
     """
     explicit_forms = {b.name: for_tensorrt(b) for b in blueprints} if for_plans else {}
     forms = [*blueprints, *explicit_forms.values()]
@@ -29,9 +39,15 @@ def write_engines(
     with ExitStack() as stack:
         files = {name: stack.enter_context(WeightFile(root / f"{name}.bin")) for name in dict.fromkeys(names)}
         for blueprint in blueprints:
-            decoder = _decoder(blueprint, _attention(blueprint, slots), max_length, slots)
-            written = _write(root, f"{blueprint.name}.onnx", blueprint, decoder, files, progress)
-            entries.append(_entry(blueprint, decoder, written))
+            own = for_own_operators(blueprint) if own_operators else None
+            stock = int8_rows_first(blueprint) if own else blueprint
+            decoder = _decoder(stock, _attention(stock, slots), max_length, slots)
+            written = _write(root, f"{blueprint.name}.onnx", stock, decoder, files, progress)
+            own_graph = None
+            if own:
+                own_decoder = dataclasses.replace(decoder, linear=own.linear, lm_head=own.lm_head)
+                own_graph = _write(root, f"{blueprint.name}.own.onnx", own, own_decoder, files, progress)[0]
+            entries.append(_entry(blueprint, decoder, written, own_graph))
             if explicit := explicit_forms.get(blueprint.name):
                 decoder = _decoder(explicit, "portable", max_length, slots)
                 written = _write(root, f"{graph_label(explicit.name)}.onnx", explicit, decoder, files, progress)
@@ -79,7 +95,7 @@ def _write(
     return (graph, weights.path.name, *([embedding.path.name] if embedding else []))
 
 
-def _entry(blueprint: Blueprint, decoder: Decoder, files: tuple[str, ...]) -> EngineEntry:
+def _entry(blueprint: Blueprint, decoder: Decoder, files: tuple[str, ...], own_graph: str | None) -> EngineEntry:
     a = blueprint.architecture
     return EngineEntry(
         name=blueprint.name,
@@ -87,7 +103,8 @@ def _entry(blueprint: Blueprint, decoder: Decoder, files: tuple[str, ...]) -> En
         precision=blueprint.precision,
         attention=decoder.attention,
         graph=files[0],
-        files=files,
+        files=files if own_graph is None else (*files, own_graph),
+        own_graph=own_graph,
         vocab_size=a.vocab_size,
         cache=decoder.cache(blueprint.owner or blueprint.name),
         model=blueprint.model,

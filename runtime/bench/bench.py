@@ -18,7 +18,7 @@ from quasar.runtime.bench.prompts import Prompts
 from quasar.runtime.bench.sweep import sweep_figures, sweep_variants
 from quasar.runtime.chain.spec import ChainSpec, parse_chain
 from quasar.runtime.engines import EnginePool
-from quasar.runtime.execution import backend_of, running_entry
+from quasar.runtime.execution import backend_of, describe_kernels, running_entry
 from quasar.runtime.model import Model, choose_chain
 from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.sampling import SamplingParams
@@ -119,6 +119,7 @@ class Bench:
                 peaks = self._peaks(models)
             except KeyboardInterrupt:
                 interrupted = True
+        kernels = describe_kernels(self._options, self._bundle, sorted({e for chain in with_denominators for e in chain.engines}))
         return {
             "format_version": FORMAT_VERSION,
             "bundle": {
@@ -127,7 +128,7 @@ class Bench:
                 "engines": {name: self._runs(entry).precision for name, entry in manifest.engines.items()},
                 **_quantization(manifest.calibration),
             },
-            "machine": machine.describe(backend_of(self._options, self._bundle), self._options.threads, [before, after]),
+            "machine": machine.describe(backend_of(self._options, self._bundle), self._options.threads, kernels, [before, after]),
             "versions": machine.versions(),
             "settings": {
                 "prompts": self._prompts.name,

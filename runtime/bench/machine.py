@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -76,8 +77,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe(backend: str, threads: int, bandwidths: list[float]) -> dict[str, Any]:
+def describe(backend: str, threads: int, kernels: Mapping[str, str], bandwidths: list[float]) -> dict[str, Any]:
     """The `machine` of report.json."""
     cores = os.cpu_count() or 1
     found = {"cpu": processor(), "cores": cores, "threads": threads or cores, "read_gb_per_s": bandwidths, "backend": backend}
+    if kernels:
+        found["kernels"] = dict(kernels)
     return found | ({"gpu": Device().name} if backend in LIBRARIES else {})

@@ -19,7 +19,7 @@ from quasar.engines.errors import UsageError
 from quasar.runtime.chain.spec import ChainSpec
 from quasar.runtime.defaults import default_params
 from quasar.runtime.engines import EnginePool
-from quasar.runtime.execution import backend_of, on_gpu
+from quasar.runtime.execution import backend_of, kernels_of, on_gpu
 from quasar.runtime.model import choose_chain
 from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.serving.triton.page import readme
@@ -100,7 +100,9 @@ def write_model(bundle: Bundle, options: TritonOptions) -> Path:
         if options.share_weights:
             from quasar.engines.onnxruntime.prepacked import save_prepacked
 
-            save_prepacked(bundle, chain.engines, partial / "1" / "prepacked")
+            kernels = kernels_of(options.model, bundle)
+            assert kernels is not None  # checked above
+            save_prepacked(bundle, chain.engines, partial / "1" / "prepacked", kernels)
         (partial / "warmup").mkdir()
         for tensor, value in warm_up.items():
             (partial / "warmup" / tensor).write_bytes(value.tobytes())

@@ -1,0 +1,111 @@
+// The operator `W8A8Linear` of the domain `quasar`.
+//
+// Inputs: x float [.., depth]; weights int8 [columns, depth]; their scales float [columns]; optionally a bias float [columns].
+// Output: float [.., columns].
+// Attributes: those of `Quantizer`, `scale`, `parts` and `ratio`.
+#include <climits>
+#include <vector>
+
+#include "linear.h"
+#include "operators.h"
+
+namespace quasar {
+namespace {
+
+constexpr size_t FEW_TOKENS = 8;  // fewer are not worth waking the other threads
+
+struct Operator {
+    ort::Api api;
+    const Code& code;
+    Quantizer quantizer;
+};
+
+struct Tensor {
+    void* data = nullptr;
+    std::vector<int64_t> shape;
+};
+
+ort::Status* read(const ort::Api& api, const ort::KernelContext* context, size_t index, Tensor* tensor) {
+    const ort::Value* value = nullptr;
+    if (auto* status = api.input(context, index, &value)) return status;
+    if (value == nullptr) return nullptr;
+    ort::TensorInfo* info = nullptr;
+    if (auto* status = api.tensor_info(value, &info)) return status;
+    size_t rank = 0;
+    auto* status = api.rank(info, &rank);
+    tensor->shape.resize(rank);
+    if (status == nullptr) status = api.shape(info, tensor->shape.data(), rank);
+    api.release(info);
+    return status != nullptr ? status : api.data(value, &tensor->data);
+}
+
+ort::Status* compute(void* self, ort::KernelContext* context) {
+    const Operator& op = *static_cast<Operator*>(self);
+    Tensor x, w, scales, bias;
+    size_t index = 0;
+    for (Tensor* tensor : {&x, &w, &scales, &bias})
+        if (auto* status = read(op.api, context, index++, tensor)) return status;
+    if (x.shape.empty() || w.shape.size() != 2 || x.shape.back() != w.shape[1] || scales.shape.size() != 1 ||
+        scales.shape[0] != w.shape[0] || (bias.data != nullptr && bias.shape != scales.shape))
+        return op.api.error(ort::INVALID_ARGUMENT, "W8A8Linear: shapes must be x [.., K], weights [N, K], scales [N], bias [N]");
+    const size_t columns = w.shape[0], depth = w.shape[1];
+    if (depth == 0 || depth > MOST_DEPTH) return op.api.error(ort::INVALID_ARGUMENT, "W8A8Linear: K must lie in 1..65536");
+    size_t tokens = 1;
+    for (size_t i = 0; i + 1 < x.shape.size(); ++i) tokens *= x.shape[i];
+    x.shape.back() = w.shape[0];
+    ort::Value* output = nullptr;
+    if (auto* status = op.api.output(context, 0, x.shape.data(), x.shape.size(), &output)) return status;
+    void* y = nullptr;
+    if (auto* status = op.api.data(output, &y)) return status;
+    if (tokens == 0 || columns == 0) return nullptr;
+
+    LinearProduct product(op.code, op.quantizer,
+                          {static_cast<float*>(x.data), tokens, {static_cast<int8_t*>(w.data), columns, depth},
+                           static_cast<float*>(scales.data), static_cast<float*>(bias.data), static_cast<float*>(y)});
+    const auto quantize = [](void* product, size_t token) { static_cast<LinearProduct*>(product)->quantize(token); };
+    const auto multiply = [](void* product, size_t task) { static_cast<LinearProduct*>(product)->multiply(task); };
+    if (tokens < FEW_TOKENS)
+        for (size_t token = 0; token < tokens; ++token) product.quantize(token);
+    else if (auto* status = op.api.parallel(context, quantize, tokens, &product))
+        return status;
+    return op.api.parallel(context, multiply, product.tasks(), &product);
+}
+
+ort::Status* create(const ort::CustomOp*, const void* const* table, const ort::KernelInfo* info, void** self) {
+    const ort::Api api(table);
+    Quantizer quantizer{};
+    int64_t parts = 0;
+    if (auto* status = api.attribute(info, "scale", &quantizer.scale)) return status;
+    if (auto* status = api.attribute(info, "parts", &parts)) return status;
+    if (auto* status = api.attribute(info, "ratio", &quantizer.ratio)) return status;
+    if (!(quantizer.scale >= 0) || parts < 1 || parts > 2 || !(quantizer.ratio > 0))
+        return api.error(ort::INVALID_ARGUMENT, "W8A8Linear: scale must be at least 0, parts 1 or 2, ratio above 0");
+    quantizer.parts = static_cast<size_t>(parts);
+    *self = new Operator{api, *code(), quantizer};
+    return nullptr;
+}
+
+ort::CustomOp describe() {
+    ort::CustomOp op;
+    op.name = [](const ort::CustomOp*) { return "W8A8Linear"; };
+    op.provider = [](const ort::CustomOp*) -> const char* { return nullptr; };  // the CPU's
+    op.input_type = [](const ort::CustomOp*, size_t i) -> int { return i == 1 ? ort::INT8 : ort::FLOAT; };
+    op.input_count = [](const ort::CustomOp*) -> size_t { return 4; };
+    op.output_type = [](const ort::CustomOp*, size_t) -> int { return ort::FLOAT; };
+    op.output_count = [](const ort::CustomOp*) -> size_t { return 1; };
+    op.input_characteristic = [](const ort::CustomOp*, size_t i) -> int { return i == 3 ? ort::OPTIONAL : ort::REQUIRED; };
+    op.output_characteristic = [](const ort::CustomOp*, size_t) -> int { return ort::REQUIRED; };
+    op.input_memory = [](const ort::CustomOp*, size_t) { return 0; };
+    op.start_version = [](const ort::CustomOp*) { return 1; };
+    op.end_version = [](const ort::CustomOp*) { return INT_MAX; };
+    op.create_v2 = create;
+    op.compute_v2 = compute;
+    op.destroy = [](void* self) { delete static_cast<Operator*>(self); };
+    return op;
+}
+
+}  // namespace
+
+const ort::CustomOp W8A8_LINEAR = describe();
+
+}  // namespace quasar

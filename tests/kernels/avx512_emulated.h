@@ -1,0 +1,134 @@
+// The AVX-512 instructions that the kernels use, lane by lane, for processors that lack them. Included before everything else.
+#pragma once
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace emulated {
+
+template <class Lane>
+struct Lanes {
+    Lane at[64 / sizeof(Lane)];
+};
+template <class Lane, class Vector>
+Lanes<Lane> lanes(const Vector& v) {
+    Lanes<Lane> result;
+    static_assert(sizeof v == sizeof result);
+    std::memcpy(&result, &v, sizeof v);
+    return result;
+}
+template <class Vector, class Lane>
+Vector vector(const Lanes<Lane>& v) {
+    Vector result;
+    std::memcpy(&result, &v, sizeof result);
+    return result;
+}
+template <class Lane, class Vector, class Function>
+Vector each(const Vector& a, const Vector& b, Function function) {
+    Lanes<Lane> x = lanes<Lane>(a), y = lanes<Lane>(b);
+    for (size_t i = 0; i < 64 / sizeof(Lane); ++i) x.at[i] = function(x.at[i], y.at[i]);
+    return vector<Vector>(x);
+}
+template <class Lane, class Vector>
+Vector all(Lane value) {
+    Lanes<Lane> v;
+    for (Lane& lane : v.at) lane = value;
+    return vector<Vector>(v);
+}
+template <class Lane, class Vector>
+Vector load(uint64_t mask, const void* from) {
+    Lanes<Lane> v{};
+    for (size_t i = 0; i < 64 / sizeof(Lane); ++i)
+        if (mask >> i & 1) v.at[i] = static_cast<const Lane*>(from)[i];
+    return vector<Vector>(v);
+}
+template <class Lane>
+__m512i unpack(__m512i a, __m512i b, size_t half) {
+    constexpr size_t N = 16 / sizeof(Lane);  // lanes of 128 bits
+    const auto x = lanes<Lane>(a), y = lanes<Lane>(b);
+    Lanes<Lane> v;
+    for (size_t i = 0; i < 64 / sizeof(Lane); ++i) {
+        const size_t from = i / N * N + half * N / 2 + i % N / 2;
+        v.at[i] = i % 2 ? y.at[from] : x.at[from];
+    }
+    return vector<__m512i>(v);
+}
+inline __m512i dot(__m512i sums, __m512i u, __m512i s) {
+    auto v = lanes<int32_t>(sums);
+    const auto x = lanes<uint8_t>(u);
+    const auto y = lanes<int8_t>(s);
+    for (size_t i = 0; i < 64; ++i) v.at[i / 4] += x.at[i] * y.at[i];
+    return vector<__m512i>(v);
+}
+template <class Lane, class Vector, class Function>
+Lane reduce(const Vector& v, Function function) {
+    const auto x = lanes<Lane>(v);
+    Lane result = x.at[0];
+    for (size_t i = 1; i < 64 / sizeof(Lane); ++i) result = function(result, x.at[i]);
+    return result;
+}
+inline __m512i to_integers(__m512 a) {
+    const auto x = lanes<float>(a);
+    Lanes<int32_t> v;
+    for (size_t i = 0; i < 16; ++i) v.at[i] = std::fabs(x.at[i]) < 2147483648.0f ? static_cast<int32_t>(std::nearbyint(x.at[i])) : INT32_MIN;
+    return vector<__m512i>(v);
+}
+inline __m512 to_floats(__m512i a) {
+    const auto x = lanes<int32_t>(a);
+    Lanes<float> v;
+    for (size_t i = 0; i < 16; ++i) v.at[i] = static_cast<float>(x.at[i]);
+    return vector<__m512>(v);
+}
+inline void store_bytes(void* to, uint64_t mask, __m512i a) {
+    const auto x = lanes<int32_t>(a);
+    for (size_t i = 0; i < 16; ++i)
+        if (mask >> i & 1) static_cast<int8_t*>(to)[i] = static_cast<int8_t>(x.at[i]);
+}
+inline void store_floats(void* to, uint64_t mask, __m512 a) {
+    const auto x = lanes<float>(a);
+    for (size_t i = 0; i < 16; ++i)
+        if (mask >> i & 1) static_cast<float*>(to)[i] = x.at[i];
+}
+inline __m256i half(__m512i a, int which) {
+    const auto x = lanes<int64_t>(a);
+    __m256i result;
+    std::memcpy(&result, x.at + 4 * which, sizeof result);
+    return result;
+}
+template <class T>
+T sum(T a, T b) { return a + b; }
+inline float larger(float a, float b) { return a > b ? a : b; }  // as the instruction: the second, where one is no number
+inline float smaller(float a, float b) { return a < b ? a : b; }
+
+}  // namespace emulated
+
+#define _mm512_setzero_si512() emulated::all<int32_t, __m512i>(0)
+#define _mm512_set1_epi8(x) emulated::all<int8_t, __m512i>(x)
+#define _mm512_set1_ps(x) emulated::all<float, __m512>(x)
+#define _mm512_setzero_ps() emulated::all<float, __m512>(0)
+#define _mm512_xor_si512(a, b) emulated::each<int64_t>(a, b, [](int64_t x, int64_t y) { return x ^ y; })
+#define _mm512_maskz_loadu_epi8(mask, from) emulated::load<int8_t, __m512i>(mask, from)
+#define _mm512_maskz_loadu_ps(mask, from) emulated::load<float, __m512>(mask, from)
+#define _mm512_loadu_si512(from) emulated::load<int8_t, __m512i>(~0ull, from)
+#define _mm512_dpbusd_epi32(sums, u, s) emulated::dot(sums, u, s)
+#define _mm512_add_epi32(a, b) emulated::each<int32_t>(a, b, emulated::sum<int32_t>)
+#define _mm512_unpacklo_epi32(a, b) emulated::unpack<int32_t>(a, b, 0)
+#define _mm512_unpackhi_epi32(a, b) emulated::unpack<int32_t>(a, b, 1)
+#define _mm512_unpacklo_epi64(a, b) emulated::unpack<int64_t>(a, b, 0)
+#define _mm512_unpackhi_epi64(a, b) emulated::unpack<int64_t>(a, b, 1)
+#define _mm512_castsi512_si256(a) emulated::half(a, 0)
+#define _mm512_extracti64x4_epi64(a, which) emulated::half(a, which)
+#define _mm512_reduce_add_epi32(a) emulated::reduce<int32_t>(a, emulated::sum<int32_t>)
+#define _mm512_reduce_max_ps(a) emulated::reduce<float>(a, emulated::larger)
+#define _mm512_abs_ps(a) emulated::each<float>(a, a, [](float x, float) { return std::fabs(x); })
+#define _mm512_max_ps(a, b) emulated::each<float>(a, b, emulated::larger)
+#define _mm512_min_ps(a, b) emulated::each<float>(a, b, emulated::smaller)
+#define _mm512_div_ps(a, b) emulated::each<float>(a, b, [](float x, float y) { return x / y; })
+#define _mm512_mul_ps(a, b) emulated::each<float>(a, b, [](float x, float y) { return x * y; })
+#define _mm512_sub_ps(a, b) emulated::each<float>(a, b, [](float x, float y) { return x - y; })
+#define _mm512_cvtps_epi32(a) emulated::to_integers(a)
+#define _mm512_cvtepi32_ps(a) emulated::to_floats(a)
+#define _mm512_mask_cvtepi32_storeu_epi8(to, mask, a) emulated::store_bytes(to, mask, a)
+#define _mm512_mask_storeu_ps(to, mask, a) emulated::store_floats(to, mask, a)

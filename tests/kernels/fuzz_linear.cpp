@@ -1,0 +1,99 @@
+// Random products against plain loops, bit by bit, with memory that ends where the data ends.
+// usage: fuzz_linear CODE CASES [SEED]
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <string>
+
+#include "linear.h"
+
+using namespace quasar;
+
+namespace {
+
+// Memory behind which there is none.
+template <class T>
+class Guarded {
+public:
+    explicit Guarded(size_t count) : count_(count) {
+        const size_t page = sysconf(_SC_PAGESIZE), bytes = (count * sizeof(T) + page - 1) / page * page;
+        size_ = bytes + page;
+        base_ = static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        mprotect(base_ + bytes, page, PROT_NONE);
+        data_ = reinterpret_cast<T*>(base_ + bytes - count * sizeof(T));
+    }
+    ~Guarded() { munmap(base_, size_); }
+    Guarded(const Guarded&) = delete;
+    T& operator[](size_t i) { return data_[i]; }
+    T* data() { return data_; }
+    size_t size() const { return count_; }
+
+private:
+    size_t count_, size_;
+    char* base_;
+    T* data_;
+};
+
+float expected(const LinearInputs& in, const Quantizer& q, size_t token, size_t column) {
+    const float* x = in.x + token * in.weights.depth;
+    const int8_t* w = in.weights.values + column * in.weights.depth;
+    float largest = 1, step = q.scale;
+    if (q.scale == 0) {
+        largest = 0, step = 1.0f / 127;
+        for (size_t k = 0; k < in.weights.depth; ++k) largest = std::fmax(largest, std::fabs(x[k]));
+        if (!(largest >= 1e-12f)) largest = 1e-12f;
+    }
+    const auto integer = [](float value) { return static_cast<int>(std::nearbyint(std::fmin(127.0f, std::fmax(-128.0f, value)))); };
+    int first = 0, second = 0;
+    for (size_t k = 0; k < in.weights.depth; ++k) {
+        const float unit = x[k] / largest;
+        const int whole = integer(unit / step);
+        first += whole * w[k];
+        second += integer((unit - static_cast<float>(whole) * step) / 1.0f / (step / q.ratio)) * w[k];
+    }
+    const float scale = step * in.weight_scales[column];
+    float y = static_cast<float>(first) * scale;
+    if (q.parts == 2) y += static_cast<float>(second) * scale * (1 / q.ratio);
+    y *= largest;
+    return in.bias == nullptr ? y : y + in.bias[column];
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    const Code* code = nullptr;
+    for (const Code* one : {&AVX2, &AVX512_VNNI})
+        if (count > 2 && std::string(arguments[1]) == one->name) code = one;
+    if (code == nullptr) return std::fprintf(stderr, "usage: fuzz_linear avx2|avx512-vnni CASES [SEED]\n"), 2;
+    std::mt19937 random(count > 3 ? std::atoi(arguments[3]) : 0);
+    const auto below = [&](size_t n) { return random() % n; };
+    std::normal_distribution<float> normal;
+    for (int number = 0; number < std::atoi(arguments[2]); ++number) {
+        const size_t tokens = 1 + (below(8) ? below(12) : below(140)), columns = 1 + below(below(8) ? 40 : 300);
+        const size_t depth = 1 + (below(4) ? below(160) : below(2) ? 32 * below(40) : below(1500));
+        const Quantizer quantizer{below(3) ? 0.0f : 0.02f, 1 + below(3) / 2, 254};
+        Guarded<float> x(tokens * depth), scales(columns), bias(columns), y(tokens * columns);
+        Guarded<int8_t> w(columns * depth);
+        for (size_t i = 0; i < x.size(); ++i) x[i] = normal(random) * (below(500) ? 1.0f : 1000.0f);
+        if (below(10) == 0) std::memset(x.data(), 0, depth * sizeof(float));  // a token of nothing
+        for (size_t i = 0; i < w.size(); ++i) w[i] = below(20) ? static_cast<int>(below(255)) - 127 : below(2) ? 127 : -127;
+        for (size_t i = 0; i < columns; ++i) scales[i] = 0.001f * (1 + below(9)), bias[i] = normal(random);
+        const LinearInputs in{x.data(), tokens, {w.data(), columns, depth}, scales.data(), below(2) ? bias.data() : nullptr, y.data()};
+        LinearProduct product(*code, quantizer, in);
+        for (size_t token = 0; token < tokens; ++token) product.quantize(token);
+        for (size_t task = 0; task < product.tasks(); ++task) product.multiply(task);
+        for (size_t i = 0; i < y.size(); ++i) {
+            const float wanted = expected(in, quantizer, i / columns, i % columns);
+            if (y[i] == wanted) continue;
+            std::printf("case %d: tokens %zu, columns %zu, depth %zu, scale %g, parts %zu: [%zu] is %.9g, not %.9g\n", number, tokens,
+                        columns, depth, quantizer.scale, quantizer.parts, i, y[i], wanted);
+            return 1;
+        }
+    }
+    std::puts("ok");
+}
