@@ -1,8 +1,8 @@
 """Compare the step times of one engine in several bundles, by rows, interleaved in one process.
 
-usage: steps.py BUNDLE BUNDLE [...] [--engine int8] [--rows 1,2,4,6,8,12,16] [--context 256] [--rounds 40]
+usage: steps.py BUNDLE[:off] BUNDLE[:off] [...] [--engine int8] [--rows 1,2,4,6,8,12,16] [--context 256] [--rounds 40]
 
-The first bundle is the denominator. Each is loaded twice, in one order and in the other: what is loaded first has another place
+The first bundle is the denominator; `:off` behind one runs it in ONNX Runtime's own operators. Each is loaded twice, in one order and in the other: what is loaded first has another place
 in memory, which makes 5 % and more. Each round times a pass of every engine, in turn from either end. What is printed are medians
 over both engines of a bundle, and medians of the ratios within a round.
 """
@@ -18,22 +18,24 @@ import numpy as np
 
 from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.engine import Feed
+from quasar.engines.kernels.library import OFF, own_kernels
 from quasar.engines.onnxruntime.engine import OnnxEngine
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("bundles", nargs="+", type=Path)
+    p.add_argument("bundles", nargs="+")
     p.add_argument("--engine", default="int8")
     p.add_argument("--rows", default="1,2,4,6,8,12,16")
     p.add_argument("--context", type=int, default=256)
     p.add_argument("--rounds", type=int, default=40)
     args = p.parse_args()
-    engines: dict[str, list[OnnxEngine]] = {str(folder): [] for folder in args.bundles}
-    for folder in [*args.bundles, *reversed(args.bundles)]:
-        bundle = open_bundle(folder)
+    engines: dict[str, list[OnnxEngine]] = {name: [] for name in args.bundles}
+    for name in [*args.bundles, *reversed(args.bundles)]:
+        bundle = open_bundle(Path(name.removesuffix(":off")))
         entry = bundle.engine(args.engine)
-        engines[str(folder)].append(OnnxEngine(bundle.path(entry.graph), entry))
+        graph, library = (OFF if name.endswith(":off") else own_kernels()).form(entry)
+        engines[name].append(OnnxEngine(bundle.path(graph), entry, library=library))
     every = [(name, engine) for name, pair in engines.items() for engine in pair]
     random = np.random.default_rng(0)
     vocab = min(engine.spec.vocab_size for _, engine in every)

@@ -254,7 +254,7 @@ def test_any_file_path_opens_or_is_a_bundle_error(reused_bundle: Path, path: str
 
 REQUIRED = [
     *((key,) for key in VALID if key != "sampling"),
-    *(("engines", "int8", key) for key in VALID["engines"]["int8"] if key not in ("name", "plan")),
+    *(("engines", "int8", key) for key in VALID["engines"]["int8"] if key not in ("name", "plan", "own_graph")),
     *(("engines", "int8", "cache", key) for key in VALID["engines"]["int8"]["cache"]),
     *(("files", 0, key) for key in VALID["files"][0]),
 ]

@@ -436,9 +436,13 @@ def test_generate_names_what_is_wrong(demo_bundle: Path, tmp_path: Path, capsys:
 
 def point_outside(bundle: Path) -> None:
     """Weights referred to by the graph that lie outside the bundle."""
-    graph = bundle / "int8.onnx"
-    graph.write_bytes(graph.read_bytes().replace(b"int8.bin", b"../x.bin"))
+    for graph in (bundle / "int8.onnx", bundle / "int8.own.onnx"):
+        graph.write_bytes(graph.read_bytes().replace(b"int8.bin", b"../x.bin"))
     shutil.copyfile(bundle / "int8.bin", bundle.parent / "x.bin")
+
+
+def edit_graphs(bundle: Path, graph: str, own_graph: str) -> None:
+    edit_manifest(bundle, lambda m: m["engines"]["int8"].update(graph=graph, own_graph=own_graph))
 
 
 def edit_cache(bundle: Path, **changes: object) -> None:
@@ -447,13 +451,13 @@ def edit_cache(bundle: Path, **changes: object) -> None:
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "truncated weights": lambda b: truncate(b / "int8.bin", 0.5),
-    "truncated graph": lambda b: truncate(b / "int8.onnx", 0.5),
+    "truncated graphs": lambda b: [truncate(b / f"int8{form}.onnx", 0.5) for form in ("", ".own")],
     "missing file": lambda b: (b / "embedding.bin").unlink(),
     "manifest not json": lambda b: (b / "manifest.json").write_text("{"),
     "no manifest": lambda b: (b / "manifest.json").unlink(),
     "other format": lambda b: edit_manifest(b, lambda m: m.update(format_version=99)),
     "path outside": lambda b: edit_manifest(b, lambda m: m["files"][0].update(path="../../etc/passwd")),
-    "swapped graphs": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(graph="tokenizer/tokenizer.json")),
+    "swapped graphs": lambda b: edit_graphs(b, "tokenizer/tokenizer.json", "tokenizer/tokenizer.json"),
     "absurd vocabulary": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(vocab_size=1 << 40)),
     "wrong vocabulary": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(vocab_size=5000)),
     "wrong length": lambda b: edit_cache(b, length=8192),
@@ -463,7 +467,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a cache that is nobody's": lambda b: edit_cache(b, owner="int9"),
     "a cache that another engine does not have": lambda b: edit_cache(b, owner="float", length=2048),
     "weights outside": point_outside,
-    "another engine's graph": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(graph="int4.onnx")),
+    "another engine's graph": lambda b: edit_graphs(b, "int4.onnx", "int4.own.onnx"),
     "another form of attention": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(attention="fused")),
     "absurd slots": lambda b: edit_cache(b, slots=1 << 20),
     "no engines": lambda b: edit_manifest(b, lambda m: m.update(engines={})),
@@ -475,11 +479,14 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.parametrize("kernels", ["auto", "off"])
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_bad_bundle_is_one_line_and_exit_code_4(demo_bundle: Path, tmp_path: Path, capsys: Capture, name: str) -> None:
+def test_a_bad_bundle_is_one_line_and_exit_code_4(
+    demo_bundle: Path, tmp_path: Path, capsys: Capture, name: str, kernels: str
+) -> None:
     bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
     DAMAGE[name](bundle)
-    complaint(capsys, generate_main([str(bundle), "hi", "--max-new-tokens", "2"]), expected=4)
+    complaint(capsys, generate_main([str(bundle), "hi", "--max-new-tokens", "2", "--kernels", kernels]), expected=4)
 
 
 @pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ 'a' * 10 ** 22 }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"])

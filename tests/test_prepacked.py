@@ -15,6 +15,7 @@ from models import feed
 from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.errors import BundleError, UsageError
 from quasar.engines.onnxruntime.engine import OnnxEngine
+from quasar.engines.kernels.library import own_kernels
 from quasar.engines.onnxruntime.prepacked import LISTING, check_prepacked, save_prepacked
 from quasar.runtime import load
 from quasar.runtime.serving.triton.cli import main as triton_main
@@ -24,7 +25,8 @@ OWN_MEMORY = """
 import sys
 from pathlib import Path
 from quasar.runtime import load
-model = load(sys.argv[1], "int8", prepacked=Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+kernels, *folder = sys.argv[2:]
+model = load(sys.argv[1], "int8", kernels=kernels, prepacked=Path(folder[0]) if folder else None)
 model.generate("1 + 1 =")
 rows = [line.split() for line in Path("/proc/self/smaps").read_text().splitlines()]
 print(sum(int(row[1]) for row in rows if row[0] == "Anonymous:"))
@@ -38,8 +40,8 @@ ENGINES = ("float", "int8", "int4")
 def prepacked(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepacked") / "prepacked"
     bundle = open_bundle(demo_bundle)
-    save_prepacked(bundle, ENGINES, folder)
-    check_prepacked(folder, bundle, ENGINES)
+    save_prepacked(bundle, ENGINES, folder, own_kernels())
+    check_prepacked(folder, bundle, ENGINES, own_kernels())
     return folder
 
 
@@ -54,7 +56,8 @@ def test_logits_are_the_same_to_the_last_bit(demo_bundle: Path, prepacked: Path)
     for name in ENGINES:
         entry = bundle.engine(name)
         assert entry.attention == "packed"
-        plain, shared = OnnxEngine(bundle.path(entry.graph), entry), OnnxEngine(prepacked / entry.graph, entry)
+        graph, library = own_kernels().form(entry)
+        plain, shared = (OnnxEngine(path, entry, library=library) for path in (bundle.path(graph), prepacked / f"{name}.onnx"))
         for feeds in passes:
             expected, found = plain.score(feeds), shared.score(feeds)
             for number in range(len(feeds)):
@@ -71,7 +74,7 @@ def test_the_weights_are_no_memory_of_the_process(demo_bundle: Path, prepacked: 
         command = [sys.executable, "-c", OWN_MEMORY, str(demo_bundle), *arguments]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    saved = 1024 * (own() - own(str(prepacked)))
+    saved = 1024 * (own("off") - own("auto", str(prepacked)))
     assert saved > 0.6 * (demo_bundle / "int8.bin").stat().st_size
 
 
@@ -83,16 +86,16 @@ def test_weights_of_a_bundle_that_was_exported_again_are_refused(demo_bundle: Pa
             file["sha256"] = "0" * 64
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     opened = open_bundle(bundle)
-    check_prepacked(prepacked, opened, ["float", "int4"])
+    check_prepacked(prepacked, opened, ["float", "int4"], own_kernels())
     with pytest.raises(BundleError, match=r"int8 is not that of the bundle at .*; write the model again"):
-        check_prepacked(prepacked, opened, ENGINES)
+        check_prepacked(prepacked, opened, ENGINES, own_kernels())
 
 
 def test_an_engine_that_was_not_saved_is_refused(demo_bundle: Path, tmp_path: Path) -> None:
     bundle = open_bundle(demo_bundle)
-    save_prepacked(bundle, ["int8"], tmp_path / "prepacked")
+    save_prepacked(bundle, ["int8"], tmp_path / "prepacked", own_kernels())
     with pytest.raises(BundleError, match="int4 is not that of the bundle"):
-        check_prepacked(tmp_path / "prepacked", bundle, ["int8", "int4"])
+        check_prepacked(tmp_path / "prepacked", bundle, ["int8", "int4"], own_kernels())
 
 
 def test_files_of_another_machine_are_refused(demo_bundle: Path, prepacked: Path) -> None:
@@ -100,14 +103,14 @@ def test_files_of_another_machine_are_refused(demo_bundle: Path, prepacked: Path
     listing = prepacked / LISTING
     good = listing.read_text()
     try:
-        for what in ("processor", "onnxruntime"):
+        for what in ("processor", "onnxruntime", "kernels"):
             listing.write_text(json.dumps({**json.loads(good), what: "another"}))
             with pytest.raises(UsageError, match=f"saved for another {what}.*--share-weights"):
-                check_prepacked(prepacked, bundle, ENGINES)
+                check_prepacked(prepacked, bundle, ENGINES, own_kernels())
         for text in ("", "[]", "{}"):
             listing.write_text(text)
             with pytest.raises(BundleError, match="cannot be read"):
-                check_prepacked(prepacked, bundle, ENGINES)
+                check_prepacked(prepacked, bundle, ENGINES, own_kernels())
     finally:
         listing.write_text(good)
 
@@ -119,7 +122,7 @@ def test_altered_files_are_refused(demo_bundle: Path, prepacked: Path) -> None:
     try:
         weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         with pytest.raises(BundleError, match=r"int4\.bin: missing or altered"):
-            check_prepacked(prepacked, bundle, ENGINES)
+            check_prepacked(prepacked, bundle, ENGINES, own_kernels())
     finally:
         weights.write_bytes(data)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -60,11 +62,18 @@ def create_session(
         session = ort.InferenceSession(path, options, providers=[name])
     except Exception as error:  # onnxruntime's own exceptions share no base class
         raise BundleError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from None
+    _return_freed_memory()
     if session.get_providers()[0] != name:
         raise UsageError(
             f"provider {provider}: {name} is installed but did not start (driver or libraries missing); use --provider cpu"
         )
     return session
+
+
+def _return_freed_memory() -> None:
+    """Give back what loading claimed for copies of weights: glibc keeps it, and nothing asks for as much again."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def require_runtime(entry: EngineEntry, provider: str) -> None:

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "linear.h"
 
@@ -39,27 +40,34 @@ private:
     T* data_;
 };
 
-float expected(const LinearInputs& in, const Quantizer& q, size_t token, size_t column) {
-    const float* x = in.x + token * in.weights.depth;
+// A token as integers, by the plainest of loops.
+struct Token {
+    std::vector<int> first, second;
+    float largest = 1, step;
+
+    Token(const float* x, size_t depth, const Quantizer& q) : step(q.scale) {
+        if (q.scale == 0) {
+            largest = 0, step = 1.0f / 127;
+            for (size_t k = 0; k < depth; ++k) largest = std::fmax(largest, std::fabs(x[k]));
+            if (!(largest >= 1e-12f)) largest = 1e-12f;
+        }
+        const auto integer = [](float value) { return static_cast<int>(std::nearbyint(std::fmin(127.0f, std::fmax(-128.0f, value)))); };
+        for (size_t k = 0; k < depth; ++k) {
+            const float unit = x[k] / largest;
+            first.push_back(integer(unit / step));
+            second.push_back(integer((unit - static_cast<float>(first[k]) * step) / (step / q.ratio)));
+        }
+    }
+};
+
+float expected(const LinearInputs& in, const Quantizer& q, const Token& token, size_t column) {
     const int8_t* w = in.weights.values + column * in.weights.depth;
-    float largest = 1, step = q.scale;
-    if (q.scale == 0) {
-        largest = 0, step = 1.0f / 127;
-        for (size_t k = 0; k < in.weights.depth; ++k) largest = std::fmax(largest, std::fabs(x[k]));
-        if (!(largest >= 1e-12f)) largest = 1e-12f;
-    }
-    const auto integer = [](float value) { return static_cast<int>(std::nearbyint(std::fmin(127.0f, std::fmax(-128.0f, value)))); };
     int first = 0, second = 0;
-    for (size_t k = 0; k < in.weights.depth; ++k) {
-        const float unit = x[k] / largest;
-        const int whole = integer(unit / step);
-        first += whole * w[k];
-        second += integer((unit - static_cast<float>(whole) * step) / 1.0f / (step / q.ratio)) * w[k];
-    }
-    const float scale = step * in.weight_scales[column];
+    for (size_t k = 0; k < in.weights.depth; ++k) first += token.first[k] * w[k], second += token.second[k] * w[k];
+    const float scale = token.step * in.weight_scales[column];
     float y = static_cast<float>(first) * scale;
     if (q.parts == 2) y += static_cast<float>(second) * scale * (1 / q.ratio);
-    y *= largest;
+    y *= token.largest;
     return in.bias == nullptr ? y : y + in.bias[column];
 }
 
@@ -87,12 +95,15 @@ int main(int count, char** arguments) {
         LinearProduct product(*code, quantizer, in);
         for (size_t token = 0; token < tokens; ++token) product.quantize(token);
         for (size_t task = 0; task < product.tasks(); ++task) product.multiply(task);
-        for (size_t i = 0; i < y.size(); ++i) {
-            const float wanted = expected(in, quantizer, i / columns, i % columns);
-            if (y[i] == wanted) continue;
-            std::printf("case %d: tokens %zu, columns %zu, depth %zu, scale %g, parts %zu: [%zu] is %.9g, not %.9g\n", number, tokens,
-                        columns, depth, quantizer.scale, quantizer.parts, i, y[i], wanted);
-            return 1;
+        for (size_t row = 0; row < tokens; ++row) {
+            const Token token(x.data() + row * depth, depth, quantizer);
+            for (size_t column = 0; column < columns; ++column) {
+                const float wanted = expected(in, quantizer, token, column), found = y[row * columns + column];
+                if (found == wanted) continue;
+                std::printf("case %d: tokens %zu, columns %zu, depth %zu, scale %g, parts %zu: [%zu, %zu] is %.9g, not %.9g\n", number,
+                            tokens, columns, depth, quantizer.scale, quantizer.parts, row, column, found, wanted);
+                return 1;
+            }
         }
     }
     std::puts("ok");

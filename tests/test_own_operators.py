@@ -1,0 +1,250 @@
+"""Own operators: the same bits as the stock form, nothing read or written beyond the data, and a reason where they cannot run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from quasar.calibration.schemes import PER_TOKEN, STATIC, TWO_PARTS, Scheme
+from quasar.engines.bundle.bundle import open_bundle
+from quasar.engines.engine import Feed
+from quasar.engines.errors import BundleError
+from quasar.engines.kernels.library import OFF, Kernels, open_library, own_kernels
+from quasar.engines.onnxruntime.engine import OnnxEngine
+from quasar.engines.onnxruntime.session import create_session
+from quasar.exporter.cli import main as export_main
+from quasar.exporter.graph.builder import QUASAR, GraphBuilder, WeightFile
+from quasar.exporter.graph.linear_onnxruntime import Activation, OwnW8A8Linear, W8A8Linear
+from quasar.runtime import SamplingParams, load
+from quasar.runtime.cli import main as generate_main
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ROOT / "engines" / "kernels"
+CODES = ("avx2", "avx512-vnni")
+# as /proc/cpuinfo calls them
+FLAGS = {"avx2": "avx2", "avx512-vnni": "avx512_vnni"}
+FLAGS_OF_BUILD = ["g++", "-std=c++17", "-O2", "-g", "-mavx2", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
+needs_library = pytest.mark.skipif(own_kernels().library is None, reason=own_kernels().reason)
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+
+
+def has(code: str) -> bool:
+    return FLAGS[code] in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+
+
+# ------------------------------------------------------------------------------------------------ kernels
+
+
+@pytest.fixture(scope="module")
+def fuzz(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], str]:
+    """Runs random products of an instruction set under the sanitizers; one that the processor lacks is emulated."""
+    folder = tmp_path_factory.mktemp("fuzz")
+
+    def run(code: str, cases: int) -> str:
+        program = folder / code
+        emulated = ["-DQUASAR_EMULATED", "-include", str(ROOT / "tests/kernels/avx512_emulated.h")]
+        sources = [ROOT / "tests/kernels/fuzz_linear.cpp", *SOURCES.glob("linear_avx*.cpp"), SOURCES / "linear.cpp"]
+        subprocess.run(
+            [
+                *FLAGS_OF_BUILD,
+                *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+                *([] if has("avx512-vnni") else emulated),
+                *("-I", str(SOURCES), *map(str, sources), "-o", str(program)),
+            ],
+            check=True,
+        )
+        done = subprocess.run([str(program), code, str(cases)], capture_output=True, text=True, check=False)
+        return (done.stdout + done.stderr[:2000]).strip()
+
+    return run
+
+
+@needs_compiler
+@pytest.mark.parametrize("code", CODES)
+def test_random_products_are_exact_and_stay_within_their_memory(fuzz: Callable[[str, int], str], code: str) -> None:
+    if not has("avx2"):
+        pytest.skip("a processor without AVX2 emulates nothing")
+    assert fuzz(code, 10_000 if has(code) else 2000) == "ok"
+
+
+# ------------------------------------------------------------------------------------------------ the operator
+
+
+def run_linear(folder: Path, linear: W8A8Linear, x: np.ndarray, weight: torch.Tensor, bias: torch.Tensor | None) -> np.ndarray:
+    own = isinstance(linear, OwnW8A8Linear)
+    with WeightFile(folder / "linear.bin") as weights:
+        g = GraphBuilder(weights)
+        y = linear(g, "proj", g.input("x", np.float32, [1, "rows", x.shape[-1]]), lambda: weight, bias)
+        g.output("y", y, np.float32, [1, "rows", weight.shape[0]])
+    g.save(folder / "linear.onnx", "linear", "")
+    session = create_session(str(folder / "linear.onnx"), library=own_kernels().library if own else None)
+    return session.run(None, {"x": x})[0]
+
+
+@needs_library
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("scheme", [STATIC, PER_TOKEN, TWO_PARTS])
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 64, 40), (2, 576, 1), (6, 96, 97), (33, 40, 300), (200, 1536, 64)])
+def test_the_operator_gives_the_bits_of_the_stock_form(
+    tmp_path: Path, scheme: Scheme, rows: int, depth: int, columns: int, with_bias: bool
+) -> None:
+    torch.manual_seed(rows)
+    weight, bias = torch.randn(columns, depth), torch.randn(columns) if with_bias else None
+    x = (torch.randn(1, rows, depth) * 3).numpy()
+    x[0, -1, 0] = 1e4  # beyond what a static scale holds, and large for its token
+    activations = {"proj": Activation(scheme, 0.05 if scheme == STATIC else None)}
+    stock, own = (run_linear(tmp_path, form, x, weight, bias) for form in (W8A8Linear(activations), OwnW8A8Linear(activations)))
+    if bias is None:
+        np.testing.assert_array_equal(own, stock)
+    else:  # ONNX Runtime may add the bias inside the product, without rounding between
+        np.testing.assert_allclose(own, stock, rtol=1e-6, atol=1e-6 * np.abs(stock).max())
+    turned = run_linear(tmp_path, W8A8Linear(activations, rows_first=True), x, weight, bias)
+    np.testing.assert_array_equal(turned, stock)
+
+
+@needs_library
+def test_no_tokens_are_no_error(tmp_path: Path) -> None:
+    linear = OwnW8A8Linear({"proj": Activation(PER_TOKEN)})
+    assert run_linear(tmp_path, linear, np.empty((1, 0, 64), np.float32), torch.randn(40, 64), None).shape == (1, 0, 40)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("shapes", "attributes", "message"),
+    [
+        (((40, 32), (40,)), {}, r"shapes must be x \[.., K\], weights \[N, K\], scales \[N\], bias \[N\]"),
+        (((40, 64), (39,)), {}, "shapes must be"),
+        (((40, 64), (40,), (41,)), {}, "shapes must be"),
+        (((40, 64), (40,)), {"parts": 3}, "parts 1 or 2"),
+        (((40, 64), (40,)), {"scale": -1.0}, "scale must be at least 0"),
+        (((40, 64), (40,)), {"ratio": 0.0}, "ratio above 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    tmp_path: Path, shapes: tuple[tuple[int, ...], ...], attributes: dict[str, float], message: str
+) -> None:
+    with WeightFile(tmp_path / "linear.bin") as weights:
+        g = GraphBuilder(weights)
+        types = (np.int8, np.float32, np.float32)
+        inputs = [g.weight(f"w{i}", np.ones(shape, types[i])) for i, shape in enumerate(shapes)]
+        given = {"scale": 0.0, "parts": 1, "ratio": 1.0, **attributes}
+        y = g.op("W8A8Linear", g.input("x", np.float32, ["rows", 64]), *inputs, domain=QUASAR, **given)
+        g.output("y", y, np.float32, ["rows", 40])
+    g.save(tmp_path / "linear.onnx", "linear", "")
+    with pytest.raises(Exception, match=message):
+        create_session(str(tmp_path / "linear.onnx"), library=own_kernels().library).run(
+            None, {"x": np.ones((1, 64), np.float32)}
+        )
+
+
+# ------------------------------------------------------------------------------------------------ bundles
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_an_engine_gives_the_same_logits_in_either_form(demo_bundle: Path, name: str) -> None:
+    bundle = open_bundle(demo_bundle)
+    entry = bundle.engine(name)
+    random = np.random.default_rng(0)
+    texts = [random.integers(3, entry.vocab_size, count) for count in (1, 7, 60)]
+    logits = []
+    for kernels in (OFF, own_kernels()):
+        graph, library = kernels.form(entry)
+        engine = OnnxEngine(bundle.path(graph), entry, library=library)
+        feeds = [Feed(slot, 0, text, np.arange(len(text))) for slot, text in enumerate(texts)]
+        scores = engine.score(feeds)
+        logits.append([scores.logits(i).copy() for i in range(len(feeds))])
+        engine.close()
+    for stock, own in zip(*logits, strict=True):
+        np.testing.assert_array_equal(own, stock)
+
+
+@needs_library
+def test_a_bundle_says_what_runs_it(demo_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = own_kernels().name
+    params = SamplingParams(max_new_tokens=8)
+    with load(demo_bundle, "int8 > float") as own, load(demo_bundle, "int8 > float", kernels="off") as stock:
+        assert own.kernels["int8"] == name
+        assert own.kernels["float"].startswith("stock (it was exported without int8 products")
+        assert stock.kernels == dict.fromkeys(("int8", "float"), "stock (--kernels off)")
+        assert own.generate("A baker has", params).ids == stock.generate("A baker has", params).ids
+    assert generate_main([str(demo_bundle), "--stats", "--chain", "int8", "--max-new-tokens", "2", "A baker has"]) == 0
+    assert f"kernels: int8 {name}" in capsys.readouterr().err
+
+
+def test_an_export_without_own_operators(tmp_path: Path) -> None:
+    assert export_main(["--model", "demo", "--engines", "int8", "--kernels", "off", "--output", str(tmp_path / "b")]) == 0
+    entry = open_bundle(tmp_path / "b").engine("int8")
+    assert entry.own_graph is None
+    assert not any(path.endswith(".own.onnx") for path in entry.files)
+    with load(tmp_path / "b", "int8") as model:
+        assert model.kernels["int8"].startswith("stock")
+        assert model.generate("A baker has", SamplingParams(max_new_tokens=4)).ids
+
+
+def test_a_graph_that_is_not_listed_is_not_loaded(demo_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo_bundle, tmp_path / "b")
+    manifest = json.loads((tmp_path / "b/manifest.json").read_text(encoding="utf-8"))
+    manifest["engines"]["int8"]["own_graph"] = "elsewhere.onnx"
+    (tmp_path / "b/manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(BundleError, match=r"engine int8 needs 'elsewhere\.onnx', which is not listed"):
+        open_bundle(tmp_path / "b")
+
+
+# ------------------------------------------------------------------------------------------------ the library
+
+
+def test_a_library_of_something_else_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "broken.so").write_bytes(b"\x7fELF, but of another processor")
+    found = open_library(tmp_path / "broken.so")
+    assert (found.name, found.library) == ("stock", None)
+    assert found.reason == f"{tmp_path / 'broken.so'} cannot be loaded here; install quasar-toolchain again on this machine"
+
+
+def test_an_old_runtime_is_not_given_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ort, "__version__", "1.16.3")
+    assert open_library(tmp_path / "any.so").reason == "own operators need onnxruntime 1.17, and this is 1.16.3"
+
+
+def test_without_the_library_the_stock_form_runs(demo_bundle: Path) -> None:
+    entry = open_bundle(demo_bundle).engine("int8")
+    missing = Kernels(reason="own operators were not built")
+    assert missing.form(entry) == ("int8.onnx", None)
+    assert missing.describe(entry) == "stock (own operators were not built)"
+    assert Kernels("avx2", Path("library.so")).form(entry) == ("int8.own.onnx", Path("library.so"))
+    assert Kernels("avx2", Path("library.so")).form(dataclasses.replace(entry, own_graph=None)) == ("int8.onnx", None)
+
+
+@needs_library
+def test_a_lesser_instruction_set_can_be_asked_for() -> None:
+    asked = "from quasar.engines.kernels.library import own_kernels; print(own_kernels().name)"
+    done = subprocess.run(
+        [sys.executable, "-c", asked], env={"QUASAR_KERNELS": "avx2"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "avx2"
+
+
+def test_an_installation_without_a_compiler_has_everything_else(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.egg-info", "tests", "docs", ".*_cache")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path / "wheel"), str(source)],
+        env={"PATH": "/usr/bin:/bin", "CC": "/nowhere/cc", "CXX": "/nowhere/c++", "HOME": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    names = subprocess.run([sys.executable, "-m", "zipfile", "-l", str(wheel)], capture_output=True, text=True, check=True).stdout
+    assert "quasar/engines/kernels/library.py" in names
+    assert "_operators" not in names
