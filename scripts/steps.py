@@ -2,9 +2,10 @@
 
 usage: steps.py BUNDLE[:off] BUNDLE[:off] [...] [--engine int8] [--rows 1,2,4,6,8,12,16] [--context 256] [--rounds 40]
 
-The first bundle is the denominator; `:off` behind one runs it in ONNX Runtime's own operators. Each is loaded twice, in one order and in the other: what is loaded first has another place
-in memory, which makes 5 % and more. Each round times a pass of every engine, in turn from either end. What is printed are medians
-over both engines of a bundle, and medians of the ratios within a round.
+The first bundle is the denominator; `:off` behind one runs it in ONNX Runtime's own operators. Each is loaded twice, in one
+order and in the other: what is loaded first has another place in memory, which makes 5 % and more. Each round times a pass of
+every engine, in turn from either end. What is printed are medians over both engines of a bundle, and medians of the ratios
+within a round.
 """
 
 from __future__ import annotations

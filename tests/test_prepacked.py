@@ -14,8 +14,8 @@ from models import feed
 
 from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.errors import BundleError, UsageError
-from quasar.engines.onnxruntime.engine import OnnxEngine
 from quasar.engines.kernels.library import own_kernels
+from quasar.engines.onnxruntime.engine import OnnxEngine
 from quasar.engines.onnxruntime.prepacked import LISTING, check_prepacked, save_prepacked
 from quasar.runtime import load
 from quasar.runtime.serving.triton.cli import main as triton_main

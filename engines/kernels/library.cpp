@@ -2,7 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "linear.h"
+#include "linear_code.h"
 #include "operators.h"
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
@@ -14,8 +14,10 @@ const Code* code() {
         const char* wanted = std::getenv("QUASAR_KERNELS");
         const bool lesser = wanted != nullptr && std::strcmp(wanted, AVX2.name) == 0;
         __builtin_cpu_init();
-        if (!lesser && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
-            return &AVX512_VNNI;
+        const bool vnni = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vnni");
+        if (vnni && !lesser) return &AVX512_VNNI;
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &AVX2 : nullptr;
     }();
     return chosen;
@@ -31,13 +33,15 @@ EXPORTED const char* quasar_kernels() {
 
 EXPORTED ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort::ApiBase* base) {
     const void* const* table = base->get_api(ort::VERSION);
-    if (table == nullptr) std::abort();  // refused before, by version: without a table there is no way to say anything
-    ort::Api api(table);
+    if (table == nullptr) return nullptr;  // too old to be told so; loading the graph will name the operator that is missing
+    const ort::Api api(table);
     if (quasar::code() == nullptr) return api.error(ort::FAIL, "quasar's operators need a processor with AVX2");
-    static ort::Domain* domain = nullptr;  // as long as any session lives
-    static ort::Status* const failed = [&]() -> ort::Status* {
-        if (auto* status = api.create_domain("quasar", &domain)) return status;
-        return api.add_operator(domain, &quasar::W8A8_LINEAR);
+    // as long as any session lives
+    static ort::Domain* const domain = [&]() -> ort::Domain* {
+        ort::Domain* made = nullptr;
+        const bool whole = api.create_domain("quasar", &made) == nullptr && api.add_operator(made, &quasar::W8A8_LINEAR) == nullptr;
+        return whole ? made : nullptr;
     }();
-    return failed != nullptr ? failed : api.add_domain(options, domain);
+    if (domain == nullptr) return api.error(ort::FAIL, "quasar's operators could not be registered");
+    return api.add_domain(options, domain);
 }

@@ -1,7 +1,7 @@
 // Products of 8 bits are added in pairs of 16 bits, which has no room for unsigned by signed bytes of any size. So magnitudes are
 // multiplied: at most 128 by 127, and two of them fit. Weights must not be -128, and no export writes that.
 #pragma GCC target("avx2,fma")
-#include "linear_code.h"
+#include "linear_sets.h"
 
 namespace quasar {
 namespace {

@@ -3,7 +3,7 @@
 #ifndef QUASAR_EMULATED  // by tests, where the processor lacks the instructions
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")
 #endif
-#include "linear_code.h"
+#include "linear_sets.h"
 
 namespace quasar {
 namespace {

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "linear.h"
+#include "linear_product.h"
 
 using namespace quasar;
 

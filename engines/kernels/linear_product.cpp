@@ -1,4 +1,4 @@
-#include "linear.h"
+#include "linear_product.h"
 
 #include <algorithm>
 #include <cstring>

@@ -4,9 +4,10 @@
 // Output: float [.., columns].
 // Attributes: those of `Quantizer`, `scale`, `parts` and `ratio`.
 #include <climits>
+#include <new>
 #include <vector>
 
-#include "linear.h"
+#include "linear_product.h"
 #include "operators.h"
 
 namespace quasar {
@@ -39,8 +40,7 @@ ort::Status* read(const ort::Api& api, const ort::KernelContext* context, size_t
     return status != nullptr ? status : api.data(value, &tensor->data);
 }
 
-ort::Status* compute(void* self, ort::KernelContext* context) {
-    const Operator& op = *static_cast<Operator*>(self);
+ort::Status* multiply(const Operator& op, ort::KernelContext* context) {
     Tensor x, w, scales, bias;
     size_t index = 0;
     for (Tensor* tensor : {&x, &w, &scales, &bias})
@@ -69,6 +69,15 @@ ort::Status* compute(void* self, ort::KernelContext* context) {
     else if (auto* status = op.api.parallel(context, quantize, tokens, &product))
         return status;
     return op.api.parallel(context, multiply, product.tasks(), &product);
+}
+
+ort::Status* compute(void* self, ort::KernelContext* context) {
+    const Operator& op = *static_cast<Operator*>(self);
+    try {
+        return multiply(op, context);
+    } catch (const std::bad_alloc&) {
+        return op.api.error(ort::FAIL, "W8A8Linear: out of memory");
+    }
 }
 
 ort::Status* create(const ort::CustomOp*, const void* const* table, const ort::KernelInfo* info, void** self) {
