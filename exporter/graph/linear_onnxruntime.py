@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -58,6 +58,14 @@ class Activation:
     input_scale: float | None = None
 
 
+class Stored(NamedTuple):
+    """The tensors of a W8A8 linear: weight int8, scale [out], bias [out] or None."""
+
+    weight: ir.Value
+    scale: ir.Value
+    bias: ir.Value | None
+
+
 @dataclass(frozen=True)
 class W8A8Linear:
     """int8 weights per output channel, int8 activations.
@@ -83,29 +91,22 @@ class W8A8Linear:
         if activation.scheme == FLOAT:
             return self.fallback(g, name, x, weight, bias)
         quantized, scales = quantize_rows(weight())
-        stored = quantized if self.rows_first else quantized.t().contiguous()
-        weights = g.weight(f"{name}.weight", stored.numpy()), g.weight(f"{name}.weight_scale", scales.numpy())
-        return self._product(g, name, x, activation, *weights, bias)
+        stored = Stored(
+            g.weight(f"{name}.weight", (quantized if self.rows_first else quantized.t().contiguous()).numpy()),
+            g.weight(f"{name}.weight_scale", scales.numpy()),
+            None if bias is None else g.weight(f"{name}.bias", bias.numpy()),
+        )
+        return self._product(g, x, activation, stored)
 
-    def _product(
-        self,
-        g: GraphBuilder,
-        name: str,
-        x: ir.Value,
-        activation: Activation,
-        weight: ir.Value,
-        weight_scale: ir.Value,
-        bias: torch.Tensor | None,
-    ) -> Any:
-        """The output of the linear; weight as it is stored, weight_scale [out]."""
-        if self.rows_first:
-            weight = g.op("Transpose", weight, perm=[1, 0])
+    def _product(self, g: GraphBuilder, x: ir.Value, activation: Activation, stored: Stored) -> Any:
+        """The output of the linear."""
+        weight = g.op("Transpose", stored.weight, perm=[1, 0]) if self.rows_first else stored.weight
         if activation.scheme == STATIC:
             scale = g.constant(activation.input_scale, np.float32)
-            y = self._multiply(g, self._quantize(g, x, scale), scale, weight, weight_scale)
+            y = self._multiply(g, self._quantize(g, x, scale), scale, weight, stored.scale)
         else:
-            y = self._multiply_tokens(g, x, weight, weight_scale, activation.scheme == TWO_PARTS)
-        return add_bias(g, name, y, bias)
+            y = self._multiply_tokens(g, x, weight, stored.scale, activation.scheme == TWO_PARTS)
+        return y if stored.bias is None else g.op("Add", y, stored.bias)
 
     def _multiply_tokens(self, g: GraphBuilder, x: ir.Value, weight: ir.Value, weight_scale: ir.Value, two_parts: bool) -> Any:
         """The product under a scale per token."""
@@ -141,17 +142,8 @@ class OwnW8A8Linear(W8A8Linear):
 
     rows_first: bool = True
 
-    def _product(
-        self,
-        g: GraphBuilder,
-        name: str,
-        x: ir.Value,
-        activation: Activation,
-        weight: ir.Value,
-        weight_scale: ir.Value,
-        bias: torch.Tensor | None,
-    ) -> Any:
-        inputs = [x, weight, weight_scale, *([] if bias is None else [g.weight(f"{name}.bias", bias.numpy())])]
+    def _product(self, g: GraphBuilder, x: ir.Value, activation: Activation, stored: Stored) -> Any:
+        inputs = [x, stored.weight, stored.scale, *([] if stored.bias is None else [stored.bias])]
         parts = 2 if activation.scheme == TWO_PARTS else 1
         scale = activation.input_scale if activation.scheme == STATIC else 0.0
         return g.op("W8A8Linear", *inputs, domain=QUASAR, scale=scale, parts=parts, ratio=float(SECOND_PART))
