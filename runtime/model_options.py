@@ -33,8 +33,6 @@ class ModelOptions:
             another backend.
         provider: of ONNX Runtime: `cpu`, `cuda` or `tensorrt`; None for `cpu`.
         threads: of one operator of ONNX Runtime; 0 for one per physical core.
-        kernels: `auto`: int8 products on a CPU run in operators of our own, where the bundle has engines for them and this
-            machine the library; `off`: in those of ONNX Runtime. Both give the same integers.
         verify: check the hash of every file.
         draft_length: tokens proposed a round to each verifier, or one number for each of them; None for as many as pay by
             measured cost and acceptance.
@@ -47,6 +45,8 @@ class ModelOptions:
         generation_config: `auto`: where the caller sets no parameters, sampling is as the model's authors chose, which the
             bundle carries. `off`: it is greedy.
         prepacked: a folder of `quasar.engines.onnxruntime.prepacked`, from which processes share weights.
+        kernels: `auto`: int8 products on a CPU run in operators of our own, where the bundle has engines for them and this
+            machine the library; `off`: in those of ONNX Runtime. Both give the same integers.
 
     Raises:
         UsageError: a value that has no meaning.
@@ -57,7 +57,6 @@ class ModelOptions:
     backend: str | None = None
     provider: str | None = None
     threads: int = 0
-    kernels: str = "auto"
     verify: bool = False
     draft_length: DraftLength = None
     acceptance: Acceptance = "matching"
@@ -65,6 +64,7 @@ class ModelOptions:
     prefix_caching: bool = True
     generation_config: GenerationConfig = "auto"
     prepacked: Path | None = None
+    kernels: str = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.sequences, bool) or not isinstance(self.sequences, int) or not 1 <= self.sequences <= MAX_SLOTS:

@@ -69,7 +69,7 @@ def write_demo_plans(root: Path) -> DemoPlans:
         int8_engine(checkpoint, quantized, False),
         int4_engine(checkpoint, quantized, "int8"),
     ]
-    entries, written = write_engines(root, blueprints, MAX_LENGTH, SLOTS, True, _no_progress)
+    entries, written = write_engines(root, blueprints, MAX_LENGTH, SLOTS, _no_progress, for_plans=True)
     graphs = {graph.name: graph for graph in written}
     return DemoPlans(root, {entry.name: _planned(root, entry, graphs[entry.name]) for entry in entries}, graphs)
 

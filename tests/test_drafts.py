@@ -316,7 +316,7 @@ def test_a_model_as_draft_through_the_command(tmp_path: Path, capsys: Capture, r
     bundle = open_bundle(output, verify=True)
     entry = bundle.engine("draft")
     assert (entry.model, entry.layers, entry.precision) == ("small", (0, 1, 2), "w4a8")
-    assert entry.files == ("draft.onnx", "draft.bin")  # its embedding is its own
+    assert entry.files == ("draft.onnx", "draft.bin", "draft.own.onnx")  # its embedding is its own
     assert entry.vocab_size == bundle.engine("float").vocab_size == rows
     assert bundle.manifest.model["id"] == "target"
     ids = np.arange(3, 40)

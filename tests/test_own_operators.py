@@ -26,6 +26,8 @@ from quasar.exporter.graph.builder import QUASAR, GraphBuilder, WeightFile
 from quasar.exporter.graph.linear_onnxruntime import Activation, OwnW8A8Linear, W8A8Linear
 from quasar.runtime import SamplingParams, load
 from quasar.runtime.cli import main as generate_main
+from quasar.runtime.execution import describe_kernels
+from quasar.runtime.model_options import ModelOptions
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "engines" / "kernels"
@@ -174,6 +176,10 @@ def test_a_bundle_says_what_runs_it(demo_bundle: Path, capsys: pytest.CaptureFix
         assert own.generate("A baker has", params).ids == stock.generate("A baker has", params).ids
     assert generate_main([str(demo_bundle), "--stats", "--chain", "int8", "--max-new-tokens", "2", "A baker has"]) == 0
     assert f"kernels: int8 {name}" in capsys.readouterr().err
+
+
+def test_on_a_gpu_there_is_nothing_to_say(demo_bundle: Path) -> None:
+    assert describe_kernels(ModelOptions(provider="cuda"), open_bundle(demo_bundle), ["int8"]) == {}
 
 
 def test_an_export_without_own_operators(tmp_path: Path) -> None:
