@@ -32,7 +32,7 @@ setup(
             sources=sorted(map(str, KERNELS.glob("*.cpp"))),
             depends=sorted(map(str, KERNELS.glob("*.h"))),
             language="c++",
-            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden"],
+            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0"],
             optional=True,  # without it, ONNX Runtime's own operators run
         )
     ],
