@@ -29,20 +29,20 @@ def on_gpu(options: ModelOptions, bundle: Bundle) -> bool:
     return backend_of(options, bundle) != ONNXRUNTIME or options.provider not in (None, "cpu")
 
 
-def kernels_of(options: ModelOptions, bundle: Bundle) -> Kernels | None:
-    """What runs int8 products; None on a GPU."""
-    if on_gpu(options, bundle):
-        return None
-    from quasar.engines.kernels.library import OFF, own_kernels
+def kernels_of(options: ModelOptions, bundle: Bundle) -> Kernels:
+    """What runs int8 products on ONNX Runtime; nothing of ours on a GPU."""
+    from quasar.engines.kernels.library import OFF, Kernels, own_kernels
 
+    if on_gpu(options, bundle):
+        return Kernels(reason="on a GPU")
     return OFF if options.kernels == "off" else own_kernels()
 
 
 def describe_kernels(options: ModelOptions, bundle: Bundle, engines: Iterable[str]) -> dict[str, str]:
     """What runs the int8 products of each engine; empty on a GPU."""
-    kernels = kernels_of(options, bundle)
-    if kernels is None:
+    if on_gpu(options, bundle):
         return {}
+    kernels = kernels_of(options, bundle)
     return {name: kernels.describe(bundle.engine(name)) for name in engines}
 
 
@@ -92,8 +92,7 @@ def load_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> En
         from quasar.engines.onnxruntime.engine import OnnxEngine
 
         provider = options.provider or "cpu"
-        kernels = kernels_of(options, bundle)
-        path, library = (entry.graph, None) if kernels is None else kernels.form(entry)
+        path, library = kernels_of(options, bundle).form(entry)
         graph = bundle.path(path) if options.prepacked is None else options.prepacked / f"{entry.name}.onnx"
         return OnnxEngine(
             graph, entry, provider, options.threads, options.batch_invariant, slots=options.sequences, library=library

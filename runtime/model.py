@@ -57,9 +57,8 @@ def load_model(bundle: str | os.PathLike[str], options: ModelOptions) -> Model:
     if options.prepacked is not None:
         from quasar.engines.onnxruntime.prepacked import check_prepacked
 
-        kernels = kernels_of(options, opened)
-        assert kernels is not None  # these options are for CPUs
-        check_prepacked(options.prepacked, opened, choose_chain(opened, options.chain).engines, kernels)
+        engines = choose_chain(opened, options.chain).engines
+        check_prepacked(options.prepacked, opened, engines, kernels_of(options, opened))
     return Model(EnginePool(opened, options), options)
 
 

@@ -100,9 +100,7 @@ def write_model(bundle: Bundle, options: TritonOptions) -> Path:
         if options.share_weights:
             from quasar.engines.onnxruntime.prepacked import save_prepacked
 
-            kernels = kernels_of(options.model, bundle)
-            assert kernels is not None  # checked above
-            save_prepacked(bundle, chain.engines, partial / "1" / "prepacked", kernels)
+            save_prepacked(bundle, chain.engines, partial / "1" / "prepacked", kernels_of(options.model, bundle))
         (partial / "warmup").mkdir()
         for tensor, value in warm_up.items():
             (partial / "warmup" / tensor).write_bytes(value.tobytes())
