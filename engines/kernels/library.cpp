@@ -1,13 +1,21 @@
 // Entry points of the library: registering its operators, and which code they run.
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
-#include "linear_code.h"
+#include "code.h"
 #include "operators.h"
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
 namespace quasar {
+
+namespace {
+
+constexpr Code AVX2{"avx2", &LINEAR_AVX2, &ATTENTION_AVX2};
+constexpr Code AVX512_VNNI{"avx512-vnni", &LINEAR_AVX512_VNNI, &ATTENTION_AVX512};
+
+}  // namespace
 
 const Code* code() {
     static const Code* const chosen = [] {
@@ -39,8 +47,10 @@ EXPORTED ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort:
     // as long as any session lives
     static ort::Domain* const domain = [&]() -> ort::Domain* {
         ort::Domain* made = nullptr;
-        const bool whole = api.create_domain("quasar", &made) == nullptr && api.add_operator(made, &quasar::W8A8_LINEAR) == nullptr;
-        return whole ? made : nullptr;
+        if (api.create_domain("quasar", &made) != nullptr) return nullptr;
+        for (const ort::CustomOp* op : {&quasar::W8A8_LINEAR, &quasar::RAGGED_ATTENTION, &quasar::RAGGED_ATTENTION_INT8})
+            if (api.add_operator(made, op) != nullptr) return nullptr;
+        return made;
     }();
     if (domain == nullptr) return api.error(ort::FAIL, "quasar's operators could not be registered");
     return api.add_domain(options, domain);

@@ -88,6 +88,6 @@ void quantize(const float* x, size_t count, float divisor, float step, float* le
 
 }  // namespace
 
-const Code AVX2 = {"avx2", largest, quantize, multiply<Avx2>, finish};
+const LinearCode LINEAR_AVX2 = {largest, quantize, multiply<Avx2>, finish};
 
 }  // namespace quasar

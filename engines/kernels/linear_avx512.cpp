@@ -86,6 +86,6 @@ void quantize(const float* x, size_t count, float divisor, float step, float* le
 
 }  // namespace
 
-const Code AVX512_VNNI = {"avx512-vnni", largest, quantize, multiply<Avx512>, finish};
+const LinearCode LINEAR_AVX512_VNNI = {largest, quantize, multiply<Avx512>, finish};
 
 }  // namespace quasar

@@ -32,8 +32,7 @@ struct Scaling {
 };
 
 // The code for a set of instructions.
-struct Code {
-    const char* name;
+struct LinearCode {
     // max |x|
     float (*largest)(const float* x, size_t count);
     // x / divisor / step as integers, rounded half to even and saturated; and where asked for, what is left over of x / divisor
@@ -44,9 +43,6 @@ struct Code {
     void (*finish)(const int32_t* products, const int32_t* rest, const Scaling& scaling, size_t columns, float* y);
 };
 
-extern const Code AVX2, AVX512_VNNI;
-
-// The best code that this processor runs; null for none. QUASAR_KERNELS=avx2 asks for the lesser one.
-const Code* code();
+extern const LinearCode LINEAR_AVX2, LINEAR_AVX512_VNNI;
 
 }  // namespace quasar

@@ -5,10 +5,11 @@
 // Attributes: those of `Quantizer`, `scale`, `parts` and `ratio`.
 #include <climits>
 #include <new>
-#include <vector>
 
+#include "code.h"
 #include "linear_product.h"
 #include "operators.h"
+#include "tensor.h"
 
 namespace quasar {
 namespace {
@@ -17,28 +18,9 @@ constexpr size_t FEW_TOKENS = 8;  // fewer are not worth waking the other thread
 
 struct Operator {
     ort::Api api;
-    const Code& code;
+    const LinearCode& code;
     Quantizer quantizer;
 };
-
-struct Tensor {
-    void* data = nullptr;
-    std::vector<int64_t> shape;
-};
-
-ort::Status* read(const ort::Api& api, const ort::KernelContext* context, size_t index, Tensor* tensor) {
-    const ort::Value* value = nullptr;
-    if (auto* status = api.input(context, index, &value)) return status;
-    if (value == nullptr) return nullptr;
-    ort::TensorInfo* info = nullptr;
-    if (auto* status = api.tensor_info(value, &info)) return status;
-    size_t rank = 0;
-    auto* status = api.rank(info, &rank);
-    tensor->shape.resize(rank);
-    if (status == nullptr) status = api.shape(info, tensor->shape.data(), rank);
-    api.release(info);
-    return status != nullptr ? status : api.data(value, &tensor->data);
-}
 
 ort::Status* multiply(const Operator& op, ort::KernelContext* context) {
     Tensor x, w, scales, bias;
@@ -53,22 +35,18 @@ ort::Status* multiply(const Operator& op, ort::KernelContext* context) {
     size_t tokens = 1;
     for (size_t i = 0; i + 1 < x.shape.size(); ++i) tokens *= x.shape[i];
     x.shape.back() = w.shape[0];
-    ort::Value* output = nullptr;
-    if (auto* status = op.api.output(context, 0, x.shape.data(), x.shape.size(), &output)) return status;
-    void* y = nullptr;
-    if (auto* status = op.api.data(output, &y)) return status;
+    Tensor y{nullptr, x.shape};
+    if (auto* status = write(op.api, context, 0, &y)) return status;
     if (tokens == 0 || columns == 0) return nullptr;
 
     LinearProduct product(op.code, op.quantizer,
                           {static_cast<float*>(x.data), tokens, {static_cast<int8_t*>(w.data), columns, depth},
-                           static_cast<float*>(scales.data), static_cast<float*>(bias.data), static_cast<float*>(y)});
-    const auto quantize = [](void* product, size_t token) { static_cast<LinearProduct*>(product)->quantize(token); };
-    const auto multiply = [](void* product, size_t task) { static_cast<LinearProduct*>(product)->multiply(task); };
+                           static_cast<float*>(scales.data), static_cast<float*>(bias.data), static_cast<float*>(y.data)});
     if (tokens < FEW_TOKENS)
         for (size_t token = 0; token < tokens; ++token) product.quantize(token);
-    else if (auto* status = op.api.parallel(context, quantize, tokens, &product))
+    else if (auto* status = op.api.parallel<&LinearProduct::quantize>(context, product, tokens))
         return status;
-    return op.api.parallel(context, multiply, product.tasks(), &product);
+    return op.api.parallel<&LinearProduct::multiply>(context, product, product.tasks());
 }
 
 ort::Status* compute(void* self, ort::KernelContext* context) {
@@ -90,7 +68,7 @@ ort::Status* create(const ort::CustomOp*, const void* const* table, const ort::K
     if (!(quantizer.scale >= 0) || parts < 1 || parts > 2 || !(quantizer.ratio > 0))
         return api.error(ort::INVALID_ARGUMENT, "W8A8Linear: scale must be at least 0, parts 1 or 2, ratio above 0");
     quantizer.parts = static_cast<size_t>(parts);
-    *self = new Operator{api, *code(), quantizer};
+    *self = new Operator{api, *code()->linear, quantizer};
     return nullptr;
 }
 

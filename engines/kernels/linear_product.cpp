@@ -17,7 +17,7 @@ thread_local std::vector<float> largest_of_thread;
 
 }  // namespace
 
-LinearProduct::LinearProduct(const Code& code, const Quantizer& quantizer, const LinearInputs& inputs)
+LinearProduct::LinearProduct(const LinearCode& code, const Quantizer& quantizer, const LinearInputs& inputs)
     : code_(code),
       quantizer_(quantizer),
       in_(inputs),

@@ -34,7 +34,7 @@ struct LinearInputs {
 // One product, cut into tasks: first `quantize` for each token, and then, when all are done, `multiply` for each task.
 class LinearProduct {
 public:
-    LinearProduct(const Code& code, const Quantizer& quantizer, const LinearInputs& inputs);
+    LinearProduct(const LinearCode& code, const Quantizer& quantizer, const LinearInputs& inputs);
 
     size_t tasks() const { return (in_.weights.columns + STRIPES * width_ - 1) / (STRIPES * width_); }
     void quantize(size_t token);
@@ -43,7 +43,7 @@ public:
 private:
     void multiply_stripe(size_t first) const;
 
-    const Code& code_;
+    const LinearCode& code_;
     const Quantizer quantizer_;
     const LinearInputs in_;
     const float step_;    // of the first part

@@ -5,6 +5,6 @@
 
 namespace quasar {
 
-extern const ort::CustomOp W8A8_LINEAR;
+extern const ort::CustomOp W8A8_LINEAR, RAGGED_ATTENTION, RAGGED_ATTENTION_INT8;
 
 }  // namespace quasar

@@ -24,7 +24,7 @@ struct ApiBase {
     const char* (*get_version)();
 };
 
-enum ElementType : int { FLOAT = 1, INT8 = 3 };
+enum ElementType : int { FLOAT = 1, INT8 = 3, INT32 = 6 };
 enum Characteristic : int { REQUIRED, OPTIONAL };
 enum ErrorCode : int { FAIL = 1, INVALID_ARGUMENT = 2 };
 
@@ -75,9 +75,11 @@ public:
         return call<Status*>(91, context, i, shape, n, out);
     }
     void release(TensorInfo* info) const { call<void>(99, info); }
-    // runs `task(user, 0)` to `task(user, count - 1)` on the session's threads and waits for them
-    Status* parallel(const KernelContext* context, void (*task)(void*, size_t), size_t count, void* user) const {
-        return call<Status*>(274, context, task, count, size_t{0}, user);
+    // runs METHOD(0) to METHOD(count - 1) of an object on the session's threads and waits for them
+    template <auto METHOD, class T>
+    Status* parallel(const KernelContext* context, T& object, size_t count) const {
+        void (*const task)(void*, size_t) = [](void* user, size_t i) { (static_cast<T*>(user)->*METHOD)(i); };
+        return call<Status*>(274, context, task, count, size_t{0}, static_cast<void*>(&object));
     }
 
 private:

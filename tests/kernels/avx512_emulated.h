@@ -26,19 +26,19 @@ Vector vector(const Lanes<Lane>& v) {
     return result;
 }
 template <class Lane, class Vector, class Function>
-Vector each(const Vector& a, const Vector& b, Function function) {
+__attribute__((noinline)) Vector each(const Vector& a, const Vector& b, Function function) {
     Lanes<Lane> x = lanes<Lane>(a), y = lanes<Lane>(b);
     for (size_t i = 0; i < 64 / sizeof(Lane); ++i) x.at[i] = function(x.at[i], y.at[i]);
     return vector<Vector>(x);
 }
 template <class Lane, class Vector>
-Vector all(Lane value) {
+__attribute__((noinline)) Vector all(Lane value) {
     Lanes<Lane> v;
     for (Lane& lane : v.at) lane = value;
     return vector<Vector>(v);
 }
 template <class Lane, class Vector>
-Vector load(uint64_t mask, const void* from) {
+__attribute__((noinline)) Vector load(uint64_t mask, const void* from) {
     Lanes<Lane> v{};
     for (size_t i = 0; i < 64 / sizeof(Lane); ++i)
         if (mask >> i & 1) v.at[i] = static_cast<const Lane*>(from)[i];
@@ -63,7 +63,7 @@ inline __m512i dot(__m512i sums, __m512i u, __m512i s) {
     return vector<__m512i>(v);
 }
 template <class Lane, class Vector, class Function>
-Lane reduce(const Vector& v, Function function) {
+__attribute__((noinline)) Lane reduce(const Vector& v, Function function) {
     const auto x = lanes<Lane>(v);
     Lane result = x.at[0];
     for (size_t i = 1; i < 64 / sizeof(Lane); ++i) result = function(result, x.at[i]);
@@ -75,7 +75,7 @@ inline __m512i to_integers(__m512 a) {
     for (size_t i = 0; i < 16; ++i) v.at[i] = std::fabs(x.at[i]) < 2147483648.0f ? static_cast<int32_t>(std::nearbyint(x.at[i])) : INT32_MIN;
     return vector<__m512i>(v);
 }
-inline __m512 to_floats(__m512i a) {
+__attribute__((noinline)) inline __m512 to_floats(__m512i a) {
     const auto x = lanes<int32_t>(a);
     Lanes<float> v;
     for (size_t i = 0; i < 16; ++i) v.at[i] = static_cast<float>(x.at[i]);
@@ -86,7 +86,7 @@ inline void store_bytes(void* to, uint64_t mask, __m512i a) {
     for (size_t i = 0; i < 16; ++i)
         if (mask >> i & 1) static_cast<int8_t*>(to)[i] = static_cast<int8_t>(x.at[i]);
 }
-inline void store_floats(void* to, uint64_t mask, __m512 a) {
+__attribute__((noinline)) inline void store_floats(void* to, uint64_t mask, __m512 a) {
     const auto x = lanes<float>(a);
     for (size_t i = 0; i < 16; ++i)
         if (mask >> i & 1) static_cast<float*>(to)[i] = x.at[i];
@@ -96,6 +96,32 @@ inline __m256i half(__m512i a, int which) {
     __m256i result;
     std::memcpy(&result, x.at + 4 * which, sizeof result);
     return result;
+}
+__attribute__((noinline)) inline __m512i widened(__m128i a) {
+    int8_t bytes[16];
+    std::memcpy(bytes, &a, sizeof bytes);
+    Lanes<int32_t> v;
+    for (size_t i = 0; i < 16; ++i) v.at[i] = bytes[i];
+    return vector<__m512i>(v);
+}
+__attribute__((noinline)) inline __m512 multiply_add(__m512 a, __m512 b, __m512 c) {
+    const auto x = lanes<float>(a), y = lanes<float>(b);
+    auto z = lanes<float>(c);
+    for (size_t i = 0; i < 16; ++i) z.at[i] = std::fma(x.at[i], y.at[i], z.at[i]);
+    return vector<__m512>(z);
+}
+inline uint32_t less(__m512 a, __m512 b) {
+    const auto x = lanes<float>(a), y = lanes<float>(b);
+    uint32_t mask = 0;
+    for (size_t i = 0; i < 16; ++i) mask |= (x.at[i] < y.at[i]) << i;
+    return mask;
+}
+inline __m512 choose(__m512 a, uint32_t mask, __m512 b) {
+    auto x = lanes<float>(a);
+    const auto y = lanes<float>(b);
+    for (size_t i = 0; i < 16; ++i)
+        if (mask >> i & 1) x.at[i] = y.at[i];
+    return vector<__m512>(x);
 }
 template <class T>
 T sum(T a, T b) { return a + b; }
@@ -131,4 +157,14 @@ inline float smaller(float a, float b) { return a < b ? a : b; }
 #define _mm512_cvtps_epi32(a) emulated::to_integers(a)
 #define _mm512_cvtepi32_ps(a) emulated::to_floats(a)
 #define _mm512_mask_cvtepi32_storeu_epi8(to, mask, a) emulated::store_bytes(to, mask, a)
+#define _mm512_loadu_ps(from) emulated::load<float, __m512>(~0ull, from)
+#define _mm512_storeu_ps(to, a) emulated::store_floats(to, ~0ull, a)
+#define _mm512_cvtepi8_epi32(a) emulated::widened(a)
+#define _mm512_fmadd_ps(a, b, c) emulated::multiply_add(a, b, c)
+#define _mm512_roundscale_ps(a, rounding) emulated::each<float>(a, a, [](float x, float) { return std::nearbyint(x); })
+#define _mm512_scalef_ps(a, b) emulated::each<float>(a, b, [](float x, float y) { return std::ldexp(x, static_cast<int>(y)); })
+#define _mm512_cmp_ps_mask(a, b, which) emulated::less(a, b)
+#define _mm512_mask_mov_ps(a, mask, b) emulated::choose(a, mask, b)
+#define _mm512_cvtss_f32(a) emulated::lanes<float>(a).at[0]
+#define _mm512_reduce_add_ps(a) emulated::reduce<float>(a, emulated::sum<float>)
 #define _mm512_mask_storeu_ps(to, mask, a) emulated::store_floats(to, mask, a)

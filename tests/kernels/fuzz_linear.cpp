@@ -1,8 +1,5 @@
 // Random products against plain loops, bit by bit, with memory that ends where the data ends.
 // usage: fuzz_linear CODE CASES [SEED]
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,34 +8,12 @@
 #include <string>
 #include <vector>
 
+#include "guarded.h"
 #include "linear_product.h"
 
 using namespace quasar;
 
 namespace {
-
-// Memory behind which there is none.
-template <class T>
-class Guarded {
-public:
-    explicit Guarded(size_t count) : count_(count) {
-        const size_t page = sysconf(_SC_PAGESIZE), bytes = (count * sizeof(T) + page - 1) / page * page;
-        size_ = bytes + page;
-        base_ = static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-        mprotect(base_ + bytes, page, PROT_NONE);
-        data_ = reinterpret_cast<T*>(base_ + bytes - count * sizeof(T));
-    }
-    ~Guarded() { munmap(base_, size_); }
-    Guarded(const Guarded&) = delete;
-    T& operator[](size_t i) { return data_[i]; }
-    T* data() { return data_; }
-    size_t size() const { return count_; }
-
-private:
-    size_t count_, size_;
-    char* base_;
-    T* data_;
-};
 
 // A token as integers, by the plainest of loops.
 struct Token {
@@ -74,9 +49,8 @@ float expected(const LinearInputs& in, const Quantizer& q, const Token& token, s
 }  // namespace
 
 int main(int count, char** arguments) {
-    const Code* code = nullptr;
-    for (const Code* one : {&AVX2, &AVX512_VNNI})
-        if (count > 2 && std::string(arguments[1]) == one->name) code = one;
+    const std::string name = count > 2 ? arguments[1] : "";
+    const LinearCode* code = name == "avx2" ? &LINEAR_AVX2 : name == "avx512-vnni" ? &LINEAR_AVX512_VNNI : nullptr;
     if (code == nullptr) return std::fprintf(stderr, "usage: fuzz_linear avx2|avx512-vnni CASES [SEED]\n"), 2;
     std::mt19937 random(count > 3 ? std::atoi(arguments[3]) : 0);
     const auto below = [&](size_t n) { return random() % n; };
