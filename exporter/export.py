@@ -18,8 +18,10 @@ from quasar.calibration.pruning import Pruning, prune, rounds
 from quasar.engines.bundle.bundle import TOKENIZER, atomic_bundle, check_output, list_files, write_manifest
 from quasar.engines.bundle.manifest import EngineEntry, Manifest
 from quasar.engines.errors import UsageError
+from quasar.engines.kernels.library import own_kernels
 from quasar.engines.onnxruntime.engine import OnnxEngine
 from quasar.engines.tensorrt.build import check_build
+from quasar.exporter.caches import check_cache, gate_text
 from quasar.exporter.draft import ModelDraft, PrunedDraft
 from quasar.exporter.gate import THRESHOLDS, Figures, judge, thresholds_of
 from quasar.exporter.graph.blueprint import (
@@ -77,6 +79,7 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
         check_build(options.build)
     drafts = _open_drafts(options)
     checkpoint = open_checkpoint(options.model, options.revision)
+    check_cache(options.cache, checkpoint.architecture)
     max_length = _max_length(options, checkpoint)
     removed = _layers_to_remove(options, checkpoint)
     with atomic_bundle(options.output) as root:
@@ -110,11 +113,11 @@ def export(options: ExportOptions, progress: Progress) -> ExportResult:
                 options.slots,
                 progress,
                 for_plans=options.build is not None,
-                own_operators=options.own_operators,
+                own_cache=options.own_cache,
             )
         unrun: Mapping[str, str] = {}
         with kept_on_failure(root, options.output, graphs, options.build):
-            reference = Reference.measure(checkpoint, prompts.gate, max_length, progress)
+            reference = Reference.measure(checkpoint, gate_text(prompts.gate, options.cache, max_length), max_length, progress)
             entries, figures = _gate(reference, entries, graphs, root, progress)
             missed = judge(figures, options.force, options.provider)
             if options.build is not None:
@@ -225,11 +228,15 @@ def _gate(
     reference: Reference, entries: Sequence[EngineEntry], graphs: Sequence[PlanGraph], root: Path, progress: Progress
 ) -> tuple[list[EngineEntry], dict[str, Figures]]:
     """(the entries with their figures; the figures of each, and of each graph for TensorRT, by what gates call it)"""
-    figures = {entry.name: reference.compare(OnnxEngine(root / entry.graph, entry), entry.name, progress) for entry in entries}
+    figures = {}
+    for entry in entries:
+        form, library = own_kernels().form(entry)
+        engine = OnnxEngine(root / form.graph, form, library=library)
+        figures[entry.name] = reference.compare(engine, entry.name, progress)
     by_name = {entry.name: entry for entry in entries}
     for graph in graphs:
-        engine = open_plan_graph(root, graph, by_name[graph.name])
-        figures[graph.label] = reference.compare(engine, graph.label, progress)
+        plan = open_plan_graph(root, graph, by_name[graph.name])
+        figures[graph.label] = reference.compare(plan, graph.label, progress)
     return [dataclasses.replace(entry, gate=dataclasses.asdict(figures[entry.name])) for entry in entries], figures
 
 

@@ -17,6 +17,8 @@ PROVIDERS = ("cpu", "cuda")
 ROTATIONS = ("auto", "on", "off")
 LM_HEADS = ("int8", "float", "int4")
 KERNELS = ("auto", "off")
+CACHES = {"float": "float32", "int8": "int8"}
+"""Types of caches, by what they are called here."""
 SHORTEST_CONTEXT = 8
 MAX_SEQUENCES = {"cpu": 8, "cuda": 1}
 """Sequences where no number is asked for, by provider. On a GPU, ONNX Runtime's attention takes one at a time."""
@@ -43,7 +45,9 @@ class ExportOptions:
         force: write the bundle even when the gate fails.
         provider: of ONNX Runtime, that the engines are for: `cpu` or `cuda`.
         build: build plans of the engines, too.
-        kernels: `auto` writes int8 engines for own operators, too, unless they are for GPUs; `off` does not.
+        kernels: `auto` writes engines for own operators, too, unless they are for GPUs; `off` does not.
+        cache: type of the quantized engines' caches, one of `CACHES`. Only own operators have int8 ones; in stock operators,
+            the same engines have float ones.
     """
 
     model: str
@@ -65,6 +69,7 @@ class ExportOptions:
     provider: str = "cpu"
     build: BuildOptions | None = None
     kernels: str = "auto"
+    cache: str = "float"
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -87,6 +92,7 @@ class ExportOptions:
             (self.rotation, ROTATIONS, "--rotation"),
             (self.lm_head, LM_HEADS, "--lm-head"),
             (self.kernels, KERNELS, "--kernels"),
+            (self.cache, CACHES, "--cache"),
         ):
             if value not in choices:
                 raise UsageError(f"{option} {value}: choose of {', '.join(choices)}")
@@ -96,6 +102,11 @@ class ExportOptions:
             self._check_cuda()
         if self.build is not None:
             self._check_build(self.build)
+        if self.cache != "float" and self.own_cache is None:
+            raise UsageError(
+                f"--cache {self.cache}: only own operators on a CPU have such caches; leave out --kernels off, --provider cuda "
+                "and --backend"
+            )
 
     @property
     def slots(self) -> int:
@@ -103,9 +114,10 @@ class ExportOptions:
         return MAX_SEQUENCES[self.provider] if self.max_sequences is None else self.max_sequences
 
     @property
-    def own_operators(self) -> bool:
-        """Whether int8 engines are written for own operators, too."""
-        return self.kernels == "auto" and self.provider == "cpu" and self.build is None
+    def own_cache(self) -> str | None:
+        """The type of caches in own operators, which engines are written for, too; None where they are not."""
+        own = self.kernels == "auto" and self.provider == "cpu" and self.build is None
+        return CACHES[self.cache] if own else None
 
     def _check_build(self, build: BuildOptions) -> None:
         if "int4-a16" in self.engines:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from quasar.calibration.schemes import FLOAT, TWO_PARTS
-from quasar.engines.bundle.manifest import Manifest, PlanEntry
+from quasar.engines.bundle.manifest import EngineEntry, Manifest, PlanEntry
 
 WEAK_DRAFT = 0.3
 """Top-1 agreement below which a draft is hardly ever worth its time."""
@@ -48,6 +48,9 @@ def print_summary(
     if manifest.sampling:
         sampling = ", ".join(f"{name} {value:g}" for name, value in manifest.sampling.items())
         print(f"  sampling where nothing else is asked for: {sampling} (generation_config.json)")
+    print("  caches:")
+    for line in _caches(manifest.engines.values()):
+        print(f"    {line}")
     for engine in manifest.engines.values():
         if engine.plan is not None:
             print(f"  {_describe(engine.plan, sizes[engine.plan.plan])}")
@@ -81,6 +84,14 @@ def _quantization(calibration: Mapping[str, Any]) -> Iterator[str]:
         for scheme in (TWO_PARTS, FLOAT):
             if names := [name for name, linear in linears.items() if linear["scheme"] == scheme]:
                 yield f"  {scheme}: {', '.join(names)}"
+
+
+def _caches(engines: Iterable[EngineEntry]) -> Iterator[str]:
+    """The memory that a sequence takes in each engine."""
+    for engine in engines:
+        own, stock = engine.in_own_operators.cache, engine.cache
+        size = f"{engine.name}: {own.slot_bytes / 1e6:.1f} MB a sequence of {own.length} positions, {own.dtype}"
+        yield size if own.dtype == stock.dtype else f"{size}; {stock.slot_bytes / 1e6:.1f} MB in stock operators, {stock.dtype}"
 
 
 def _figures(gate: Mapping[str, Any]) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ def on_gpu(options: ModelOptions, bundle: Bundle) -> bool:
 
 
 def kernels_of(options: ModelOptions, bundle: Bundle) -> Kernels:
-    """What runs int8 products on ONNX Runtime; nothing of ours on a GPU."""
+    """What runs engines on ONNX Runtime; nothing of ours on a GPU."""
     from quasar.engines.kernels.library import OFF, Kernels, own_kernels
 
     if on_gpu(options, bundle):
@@ -39,7 +39,7 @@ def kernels_of(options: ModelOptions, bundle: Bundle) -> Kernels:
 
 
 def describe_kernels(options: ModelOptions, bundle: Bundle, engines: Iterable[str]) -> dict[str, str]:
-    """What runs the int8 products of each engine; empty on a GPU."""
+    """What runs each engine; empty on a GPU."""
     if on_gpu(options, bundle):
         return {}
     kernels = kernels_of(options, bundle)
@@ -47,8 +47,10 @@ def describe_kernels(options: ModelOptions, bundle: Bundle, engines: Iterable[st
 
 
 def running_entry(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> EngineEntry | PlanEntry:
-    """The engine's plan, or itself: whose precision and cache are those of what runs."""
-    return entry.plan if entry.plan and backend_of(options, bundle) != ONNXRUNTIME else entry
+    """The engine's plan, or the form that ONNX Runtime runs: whose precision and cache are those of what runs."""
+    if entry.plan and backend_of(options, bundle) != ONNXRUNTIME:
+        return entry.plan
+    return kernels_of(options, bundle).form(entry)[0]
 
 
 def check_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> None:
@@ -92,10 +94,10 @@ def load_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> En
         from quasar.engines.onnxruntime.engine import OnnxEngine
 
         provider = options.provider or "cpu"
-        path, library = kernels_of(options, bundle).form(entry)
-        graph = bundle.path(path) if options.prepacked is None else options.prepacked / f"{entry.name}.onnx"
+        form, library = kernels_of(options, bundle).form(entry)
+        graph = bundle.path(form.graph) if options.prepacked is None else options.prepacked / f"{entry.name}.onnx"
         return OnnxEngine(
-            graph, entry, provider, options.threads, options.batch_invariant, slots=options.sequences, library=library
+            graph, form, provider, options.threads, options.batch_invariant, slots=options.sequences, library=library
         )
     from quasar.engines.tensorrt.engine import TensorRtEngine
     from quasar.engines.tensorrt.plan import plan_of

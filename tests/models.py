@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 
@@ -18,10 +19,13 @@ from quasar.calibration.groups import GROUPS
 from quasar.calibration.source import TensorSource
 from quasar.engines.bundle.manifest import EngineEntry
 from quasar.engines.engine import Engine, Feed
+from quasar.engines.kernels.library import own_kernels
 from quasar.engines.onnxruntime.engine import OnnxEngine
+from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.decoder import AttentionForm, Decoder
 from quasar.exporter.graph.linear_onnxruntime import FloatLinear, Linear
+from quasar.exporter.model.architecture import Architecture
 from quasar.exporter.model.checkpoint import Checkpoint
 from quasar.exporter.reference import load_reference
 
@@ -155,6 +159,14 @@ def make_checkpoint(folder: Path, family: str, tokenizer: bool = False, **overri
     return folder
 
 
+def require(attention: AttentionForm, architecture: Architecture) -> None:
+    """Skip a form of attention that cannot be had here."""
+    if attention != "portable" and not can_fuse(architecture):
+        pytest.skip("heads of this width are exported in the portable form only")
+    if attention == "ragged" and own_kernels().library is None:
+        pytest.skip(own_kernels().reason)
+
+
 def reference_logits(checkpoint: Checkpoint, ids: np.ndarray) -> np.ndarray:
     """Logits of transformers' own model, loaded as transformers loads it, for one sequence, float32 [S, V]."""
     with load_reference(checkpoint) as model, torch.inference_mode():
@@ -184,7 +196,7 @@ def write_engine(
     max_length: int = 64,
     slots: int = 1,
     layers: tuple[int, ...] | None = None,
-    half_attention: bool = False,
+    cache_type: str = "float32",
     optimize: bool = True,
     batch_invariant: bool = False,
 ) -> OnnxEngine:
@@ -195,7 +207,7 @@ def write_engine(
         g = GraphBuilder(weights)
         half = not isinstance(linear, FloatLinear)
         layers = tuple(range(a.num_hidden_layers)) if layers is None else layers
-        decoder = Decoder(a, linear, linear, attention, max_length, slots, half, layers, half_attention, half_attention)
+        decoder = Decoder(a, linear, linear, attention, max_length, slots, half, layers, cache_type, cache_type == "float16")
         decoder.write(g, source or checkpoint)
     precision = "float32" if isinstance(linear, FloatLinear) else ""
     g.save(folder / "engine.onnx", "engine", precision)
@@ -203,7 +215,8 @@ def write_engine(
         *("engine", "onnxruntime", precision, attention, "engine.onnx", ("engine.onnx", "engine.bin")),
         *(a.vocab_size, decoder.cache("engine"), "", layers, (), {}),
     )
-    return OnnxEngine(folder / "engine.onnx", entry, batch_invariant=batch_invariant, optimize=optimize)
+    library = own_kernels().library if attention == "ragged" else None
+    return OnnxEngine(folder / "engine.onnx", entry, batch_invariant=batch_invariant, optimize=optimize, library=library)
 
 
 def feed(ids: Any, start: int = 0, slot: int = 0, rows: Any = None) -> Feed:

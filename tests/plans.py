@@ -45,7 +45,7 @@ class SmallModel:
 def small_model(folder: Path, slots: int = 1, max_length: int = 64) -> SmallModel:
     a = open_checkpoint(str(make_checkpoint(folder, "qwen3-tied", num_hidden_layers=2))).architecture
     checkpoint = open_checkpoint(str(folder))
-    options: dict[str, Any] = {"slots": slots, "max_length": max_length, "half_attention": True, "optimize": False}
+    options: dict[str, Any] = {"slots": slots, "max_length": max_length, "cache_type": "float16", "optimize": False}
     write_engine(folder, checkpoint, HalfLinear(), "portable", **options).close()
     cache = CacheSpec(2, a.num_key_value_heads, max_length, a.head_dim, "float16", slots, "small")
     entry = EngineEntry(

@@ -78,8 +78,9 @@ def edited(bundle: Path, folder: Path, engine: str, **changes: Any) -> str:
     copy = Path(shutil.copytree(bundle, folder / "bundle"))
     manifest = json.loads((copy / "manifest.json").read_text())
     entry = manifest["engines"][engine]
-    entry["cache"].update(changes.pop("cache", {}))
-    entry.update(changes)
+    for form in (entry, entry["own"]):
+        form["cache"].update(changes.get("cache", {}))
+    entry.update({key: value for key, value in changes.items() if key != "cache"})
     (copy / "manifest.json").write_text(json.dumps(manifest))
     return str(copy)
 

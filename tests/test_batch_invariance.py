@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import feed, forward, make_checkpoint, write_engine
+from models import feed, forward, make_checkpoint, require, write_engine
 
 from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.engine import Engine
 from quasar.engines.errors import UsageError
+from quasar.engines.kernels.library import OFF, Kernels, own_kernels
 from quasar.engines.onnxruntime.engine import OnnxEngine
+from quasar.exporter.graph.decoder import AttentionForm
 from quasar.exporter.model.checkpoint import open_checkpoint
 
 LENGTH = 150
@@ -56,17 +58,20 @@ def check(engine: Engine) -> None:
         assert [place for place, logits in found.items() if logits != alone[place]] == []
 
 
+@pytest.mark.parametrize("kernels", [OFF, own_kernels()], ids=["stock", "own"])
 @pytest.mark.parametrize("name", ["float", "int8"])
-def test_logits_are_the_same_alone_and_in_any_company(demo_bundle: Path, name: str) -> None:
+def test_logits_are_the_same_alone_and_in_any_company(demo_bundle: Path, name: str, kernels: Kernels) -> None:
     bundle = open_bundle(demo_bundle)
-    entry = bundle.engine(name)
-    check(OnnxEngine(bundle.path(entry.graph), entry, batch_invariant=True))
+    form, library = kernels.form(bundle.engine(name))
+    check(OnnxEngine(bundle.path(form.graph), form, batch_invariant=True, library=library))
 
 
+@pytest.mark.parametrize("attention", ["packed", "ragged"])
 @pytest.mark.parametrize("family", ["mistral-window", "llama-biases", "gemma3_text", "smollm3"])
-def test_windows_biases_and_norms_change_nothing_in_that(tmp_path: Path, family: str) -> None:
+def test_windows_biases_and_norms_change_nothing_in_that(tmp_path: Path, family: str, attention: AttentionForm) -> None:
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
-    check(write_engine(tmp_path, checkpoint, attention="packed", max_length=256, slots=8, batch_invariant=True))
+    require(attention, checkpoint.architecture)
+    check(write_engine(tmp_path, checkpoint, attention=attention, max_length=256, slots=8, batch_invariant=True))
 
 
 def test_a_long_chunk_may_end_in_a_tile_of_one_row(tmp_path: Path) -> None:

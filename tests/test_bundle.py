@@ -22,7 +22,7 @@ from quasar.engines.bundle.manifest import (
     Manifest,
 )
 from quasar.engines.bundle.parsing import ENGINE_NAME, parse_manifest
-from quasar.engines.cache import CACHE_TYPES, CacheSpec
+from quasar.engines.cache import LAYOUTS, CacheSpec
 from quasar.engines.errors import BundleError, UsageError
 
 CONTENT = {"int8/model.onnx": b"graph", "int8/weights.bin": b"\x00weights" * 9, "tokenizer/tokenizer.json": b"{}"}
@@ -135,7 +135,9 @@ def reused_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 NAMES = st.text("abc/", min_size=1, max_size=6)
 FIGURES = st.dictionaries(NAMES, st.one_of(st.none(), st.booleans(), st.floats(-1e9, 1e9), NAMES), max_size=3)
 SIZES = ("heads", "length", "head_dim", "slots")
-CACHES = st.builds(CacheSpec, **dict.fromkeys(("layers", *SIZES), st.integers(1, 1024)), dtype=st.sampled_from([*CACHE_TYPES]))
+CACHES = st.builds(
+    CacheSpec, **dict.fromkeys(("layers", *SIZES), st.integers(1, 1024)), dtype=st.sampled_from(LAYOUTS["positions"])
+)
 ENGINES = st.builds(
     EngineEntry,
     name=st.from_regex(ENGINE_NAME, fullmatch=True),
@@ -225,7 +227,7 @@ def test_a_mutated_manifest_parses_to_its_types_or_is_a_bundle_error(path: tuple
         assert all(isinstance(name, str) for name in engine.files + engine.float_linears)
         cache = engine.cache
         assert cache.owner in manifest.engines
-        assert cache.dtype in CACHE_TYPES
+        assert cache.dtype in LAYOUTS[cache.layout]
         for number in (engine.vocab_size, cache.layers, cache.heads, cache.length, cache.head_dim, cache.slots):
             assert type(number) is int
             assert number > 0
@@ -254,8 +256,8 @@ def test_any_file_path_opens_or_is_a_bundle_error(reused_bundle: Path, path: str
 
 REQUIRED = [
     *((key,) for key in VALID if key != "sampling"),
-    *(("engines", "int8", key) for key in VALID["engines"]["int8"] if key not in ("name", "plan", "own_graph")),
-    *(("engines", "int8", "cache", key) for key in VALID["engines"]["int8"]["cache"]),
+    *(("engines", "int8", key) for key in VALID["engines"]["int8"] if key not in ("name", "plan", "own")),
+    *(("engines", "int8", "cache", key) for key in VALID["engines"]["int8"]["cache"] if key != "layout"),
     *(("files", 0, key) for key in VALID["files"][0]),
 ]
 

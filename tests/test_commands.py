@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -442,11 +443,25 @@ def point_outside(bundle: Path) -> None:
 
 
 def edit_graphs(bundle: Path, graph: str, own_graph: str) -> None:
-    edit_manifest(bundle, lambda m: m["engines"]["int8"].update(graph=graph, own_graph=own_graph))
+    edit_forms(bundle, {"graph": graph}, {"graph": own_graph})
+
+
+def edit_forms(bundle: Path, stock: dict[str, object], own: dict[str, object]) -> None:
+    def edit(manifest: Any) -> None:
+        engine = manifest["engines"]["int8"]
+        engine.update(stock)
+        engine["own"].update(own)
+
+    edit_manifest(bundle, edit)
 
 
 def edit_cache(bundle: Path, **changes: object) -> None:
-    edit_manifest(bundle, lambda m: m["engines"]["int8"]["cache"].update(changes))
+    def edit(manifest: Any) -> None:
+        engine = manifest["engines"]["int8"]
+        engine["cache"].update(changes)
+        engine["own"]["cache"].update(changes)
+
+    edit_manifest(bundle, edit)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -468,7 +483,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a cache that another engine does not have": lambda b: edit_cache(b, owner="float", length=2048),
     "weights outside": point_outside,
     "another engine's graph": lambda b: edit_graphs(b, "int4.onnx", "int4.own.onnx"),
-    "another form of attention": lambda b: edit_manifest(b, lambda m: m["engines"]["int8"].update(attention="fused")),
+    "another form of attention": lambda b: edit_forms(b, {"attention": "fused"}, {"attention": "packed"}),
     "absurd slots": lambda b: edit_cache(b, slots=1 << 20),
     "no engines": lambda b: edit_manifest(b, lambda m: m.update(engines={})),
     "unknown chain": lambda b: edit_manifest(b, lambda m: m.update(default_chain="magic > int8")),

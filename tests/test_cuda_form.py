@@ -32,7 +32,7 @@ def test_the_fused_float16_graph_is_near_transformers(tmp_path: Path, family: st
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, family)))
     if not can_fuse(checkpoint.architecture):
         pytest.skip("heads of this width are exported in the portable form only")
-    engine = write_engine(tmp_path, checkpoint, HalfLinear(), half_attention=True)
+    engine = write_engine(tmp_path, checkpoint, HalfLinear(), cache_type="float16")
     ids = np.random.default_rng(1).integers(0, 97, 40)
     expected = reference_logits(checkpoint, ids)
     forward(engine, (ids[:30] + 1) % 97)  # what a rollback leaves
@@ -44,7 +44,7 @@ def test_float16_blocks_are_those_of_the_cpu_engine(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "qwen3-tied")))
     blocks = nearest_blocks(checkpoint, SIZES)
     (tmp_path / "cpu").mkdir()
-    half = write_engine(tmp_path, checkpoint, HalfBlockLinear(blocks), half_attention=True)
+    half = write_engine(tmp_path, checkpoint, HalfBlockLinear(blocks), cache_type="float16")
     exact = write_engine(tmp_path / "cpu", checkpoint, BlockLinear(blocks))
     ids = np.arange(30)
     expected = forward(exact, ids)
@@ -54,7 +54,7 @@ def test_float16_blocks_are_those_of_the_cpu_engine(tmp_path: Path) -> None:
 
 def test_scores_of_an_earlier_pass_are_gone(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "llama2")))
-    engine = write_engine(tmp_path, checkpoint, HalfLinear(), half_attention=True)
+    engine = write_engine(tmp_path, checkpoint, HalfLinear(), cache_type="float16")
     call = [feed(np.arange(6), rows=[5, 2])]
     scores = engine.score(call)
     assert scores.logits(0).base is scores.logits(0).base  # copied once
@@ -68,7 +68,7 @@ def test_scores_of_an_earlier_pass_are_gone(tmp_path: Path) -> None:
 def test_feeds_of_several_sequences_follow_each_other(tmp_path: Path) -> None:
     """The kernel for GPUs takes one sequence; what is chosen belongs to the right feed all the same."""
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "qwen3-tied")))
-    engine = write_engine(tmp_path, checkpoint, HalfLinear(), half_attention=True, slots=3)
+    engine = write_engine(tmp_path, checkpoint, HalfLinear(), cache_type="float16", slots=3)
     ids = np.random.default_rng(1).integers(0, 97, (3, 12))
     expected = [forward(engine, ids[slot], slot=slot) for slot in range(3)]
     forward(engine, ids[1][:9], slot=0)  # another text in that slot by now

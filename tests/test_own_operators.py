@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -33,9 +34,11 @@ from quasar.runtime.model_options import ModelOptions
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "engines" / "kernels"
 CODES = ("avx2", "avx512-vnni")
+# of random cases, as many as take half a minute
+CASES = {"fuzz_linear": 10000, "fuzz_attention": 2000}
 # as /proc/cpuinfo calls them
 FLAGS = {"avx2": "avx2", "avx512-vnni": "avx512_vnni"}
-FLAGS_OF_BUILD = ["g++", "-std=c++17", "-O2", "-g", "-mavx2", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
+FLAGS_OF_BUILD = ["g++", "-std=c++17", "-O1", "-g", "-mavx2", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-maybe-uninitialized"]
 needs_library = pytest.mark.skipif(own_kernels().library is None, reason=own_kernels().reason)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
@@ -47,18 +50,18 @@ def has(code: str) -> bool:
 # ------------------------------------------------------------------------------------------------ kernels
 
 
-@pytest.fixture(scope="module")
-def fuzz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A program of random products under the sanitizers; instructions that the processor lacks are emulated."""
-    program = tmp_path_factory.mktemp("fuzz") / "fuzz"
+@pytest.fixture(scope="module", params=["linear", "attention"])
+def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program of random cases under the sanitizers; instructions that the processor lacks are emulated."""
+    program = tmp_path_factory.mktemp("fuzz") / f"fuzz_{request.param}"
     emulated = ["-DQUASAR_EMULATED", "-include", str(ROOT / "tests/kernels/avx512_emulated.h")]
-    sources = [ROOT / "tests/kernels/fuzz_linear.cpp", *SOURCES.glob("linear_avx*.cpp"), SOURCES / "linear_product.cpp"]
+    parts = [*SOURCES.glob(f"{request.param}_avx*.cpp"), *SOURCES.glob(f"{request.param}_p*.cpp")]
     subprocess.run(
         [
             *FLAGS_OF_BUILD,
             *("-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
             *([] if has("avx512-vnni") else emulated),
-            *("-I", str(SOURCES), *map(str, sources), "-o", str(program)),
+            *("-I", str(SOURCES), str(ROOT / f"tests/kernels/{program.name}.cpp"), *map(str, parts), "-o", str(program)),
         ],
         check=True,
     )
@@ -67,10 +70,11 @@ def fuzz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @needs_compiler
 @pytest.mark.parametrize("code", CODES)
-def test_random_products_are_exact_and_stay_within_their_memory(fuzz: Path, code: str) -> None:
+def test_random_cases_are_right_and_stay_within_their_memory(fuzz: Path, code: str) -> None:
     if not has("avx2"):
         pytest.skip("a processor without AVX2 emulates nothing")
-    done = subprocess.run([fuzz, code, "10000" if has(code) else "2000"], capture_output=True, text=True, check=False)
+    cases = CASES[fuzz.name] // (1 if has(code) else 5)
+    done = subprocess.run([fuzz, code, str(cases)], capture_output=True, text=True, check=False)
     assert (done.stdout + done.stderr[:2000]).strip() == "ok"
 
 
@@ -144,26 +148,125 @@ def test_what_does_not_fit_is_refused(
         )
 
 
+# ------------------------------------------------------------------------------------------------ attention
+
+
+SLOTS, HEADS, KV_HEADS, WIDTH, CAPACITY = 2, 4, 2, 32, 48
+
+
+def attention_session(folder: Path, quantized: bool = False, tables: int = CAPACITY, **changes: object) -> ort.InferenceSession:
+    """One operator with inputs for everything."""
+    shape = ["slots", KV_HEADS, CAPACITY, WIDTH + (4 if quantized else 0)]
+    dtype = np.int8 if quantized else np.float32
+    with WeightFile(folder / "attention.bin") as weights:
+        g = GraphBuilder(weights)
+        q = g.input("q", np.float32, [1, "rows", "width"])
+        k, v = (g.input(name, np.float32, [1, "rows", "kv_width"]) for name in ("k", "v"))
+        past = [g.input(f"past.{name}", dtype, shape) for name in ("key", "value")]
+        layout = [g.input(name, np.int32, ["slots"]) for name in ("lengths", "last")]
+        angles = np.arange(tables)[:, None] / 100 ** np.linspace(0, 1, WIDTH // 2)
+        rope = [g.weight(name, of(angles).astype(np.float32)) for name, of in (("cos", np.cos), ("sin", np.sin))]
+        attributes = {"heads": HEADS, "kv_heads": KV_HEADS, "window": 0, **changes}
+        name = "RaggedAttentionInt8" if quantized else "RaggedAttention"
+        y, *present = g.op(name, q, k, v, *past, *layout, *rope, outputs=3, domain=QUASAR, **attributes)
+        g.output("y", y, np.float32, [1, "rows", "width"])
+        for kind, value in zip(("key", "value"), present, strict=True):
+            g.output(f"present.{kind}", value, dtype, shape)
+    g.save(folder / "attention.onnx", "attention", "")
+    return create_session(str(folder / "attention.onnx"), library=own_kernels().library)
+
+
+def attention_inputs(lengths: list[int], last: list[int], quantized: bool = False) -> dict[str, np.ndarray]:
+    random, rows = np.random.default_rng(0), sum(lengths)
+    sizes = {"q": HEADS * WIDTH, "k": KV_HEADS * WIDTH, "v": KV_HEADS * WIDTH}
+    cache = np.zeros((len(lengths), KV_HEADS, CAPACITY, WIDTH + 4 * quantized), np.int8 if quantized else np.float32)
+    return {
+        **{name: random.standard_normal((1, rows, size), np.float32) for name, size in sizes.items()},
+        **{"past.key": cache, "past.value": cache.copy()},
+        **{"lengths": np.array(lengths, np.int32), "last": np.array(last, np.int32)},
+    }
+
+
+@needs_library
+@pytest.mark.parametrize("quantized", [False, True])
+def test_attention_is_that_of_numpy_also_without_a_shared_buffer(tmp_path: Path, quantized: bool) -> None:
+    session = attention_session(tmp_path, quantized)
+    given = attention_inputs([9, 40], [8, 39], quantized)
+    y, keys, _ = session.run(None, given)
+    assert np.any(keys)
+    assert not np.any(given["past.key"])  # a plain run leaves what it was given
+    angles = np.arange(CAPACITY)[:, None] / 100 ** np.linspace(0, 1, WIDTH // 2)
+    for first, count in ((0, 9), (9, 40)):
+        cos, sin = np.cos(angles[:count]), np.sin(angles[:count])
+
+        def heads(name: str, rotated: bool, first: int = first, count: int = count, cos: Any = cos, sin: Any = sin) -> np.ndarray:
+            x = given[name][0, first : first + count].reshape(count, -1, WIDTH).transpose(1, 0, 2).astype(np.float64)
+            low, high = np.split(x, 2, axis=-1)
+            return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1) if rotated else x
+
+        q, k, v = heads("q", True), heads("k", True), heads("v", False)
+        k, v = (np.repeat(x, HEADS // KV_HEADS, axis=0) for x in (k, v))
+        scores = np.where(np.tri(count, dtype=bool), q @ k.transpose(0, 2, 1) / WIDTH**0.5, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        expected = (weights / weights.sum(-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(count, -1)
+        np.testing.assert_allclose(y[0, first : first + count], expected, atol=0.05 if quantized else 1e-5)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("lengths", "last", "message"),
+    [
+        ([2, 1], [CAPACITY, 0], "a position lies beyond the cache or the rotary tables"),
+        ([2, 1], [0, 5], "a position lies beyond"),
+        ([-1, 4], [3, 5], "a position lies beyond"),
+        ([2, 2], [5, 5], "lengths must be as many as the rows together"),
+        ([1, 1], [5, 5], "lengths must be as many"),
+        ([3], [5], r"lengths and last must be \[slots\]"),
+    ],
+)
+def test_positions_beyond_what_is_there_are_refused(tmp_path: Path, lengths: list[int], last: list[int], message: str) -> None:
+    given = attention_inputs([2, 1], [1, 0])
+    given |= {"lengths": np.array(lengths, np.int32), "last": np.array(last, np.int32)}
+    with pytest.raises(Exception, match=message):
+        attention_session(tmp_path).run(None, given)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": 3}, "heads must be a multiple of kv_heads"),
+        ({"window": -1}, "window at least 0"),
+        ({"kv_heads": 4}, "k and v must be|caches must be"),
+        ({"tables": 8}, "beyond the cache or the rotary tables"),
+    ],
+)
+def test_what_attention_does_not_take_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        attention_session(tmp_path, **changes).run(None, attention_inputs([2, 1], [12, 3]))
+
+
 # ------------------------------------------------------------------------------------------------ bundles
 
 
 @needs_library
-@pytest.mark.parametrize("name", ["int8", "int4"])
-def test_an_engine_gives_the_same_logits_in_either_form(demo_bundle: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "error"), [("float", 1e-10), ("int8", 1e-3), ("int4", 1e-3)])
+def test_an_engine_gives_like_logits_in_either_form(demo_bundle: Path, name: str, error: float) -> None:
     bundle = open_bundle(demo_bundle)
     entry = bundle.engine(name)
     random = np.random.default_rng(0)
     texts = [random.integers(3, entry.vocab_size, count) for count in (1, 7, 60)]
     logits = []
     for kernels in (OFF, own_kernels()):
-        graph, library = kernels.form(entry)
-        engine = OnnxEngine(bundle.path(graph), entry, library=library)
+        form, library = kernels.form(entry)
+        engine = OnnxEngine(bundle.path(form.graph), form, library=library)
         feeds = [Feed(slot, 0, text, np.arange(len(text))) for slot, text in enumerate(texts)]
         scores = engine.score(feeds)
         logits.append([scores.logits(i).copy() for i in range(len(feeds))])
         engine.close()
+    # products are the same integers; attention adds in another order, and now and then a rounding to int8 falls the other way
     for stock, own in zip(*logits, strict=True):
-        np.testing.assert_array_equal(own, stock)
+        assert np.square(own - stock).mean() < error * np.square(stock).mean()
 
 
 @needs_library
@@ -172,7 +275,7 @@ def test_a_bundle_says_what_runs_it(demo_bundle: Path, capsys: pytest.CaptureFix
     params = SamplingParams(max_new_tokens=8)
     with load(demo_bundle, "int8 > float") as own, load(demo_bundle, "int8 > float", kernels="off") as stock:
         assert own.kernels["int8"] == name
-        assert own.kernels["float"].startswith("stock (it was exported without int8 products")
+        assert own.kernels["float"] == name
         assert stock.kernels == dict.fromkeys(("int8", "float"), "stock (--kernels off)")
         assert own.generate("A baker has", params).ids == stock.generate("A baker has", params).ids
     assert generate_main([str(demo_bundle), "--stats", "--chain", "int8", "--max-new-tokens", "2", "A baker has"]) == 0
@@ -186,17 +289,49 @@ def test_on_a_gpu_there_is_nothing_to_say(demo_bundle: Path) -> None:
 def test_an_export_without_own_operators(tmp_path: Path) -> None:
     assert export_main(["--model", "demo", "--engines", "int8", "--kernels", "off", "--output", str(tmp_path / "b")]) == 0
     entry = open_bundle(tmp_path / "b").engine("int8")
-    assert entry.own_graph is None
+    assert entry.own is None
     assert not any(path.endswith(".own.onnx") for path in entry.files)
     with load(tmp_path / "b", "int8") as model:
         assert model.kernels["int8"].startswith("stock")
         assert model.generate("A baker has", SamplingParams(max_new_tokens=4)).ids
 
 
+@needs_library
+def test_an_export_with_int8_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "demo", "--engines", "float,int8,int4", "--cache", "int8", "--output", str(tmp_path / "b")]
+    assert export_main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "int8: 6.7 MB a sequence of 4096 positions, int8; 25.2 MB in stock operators, float32" in said
+    assert "float: 25.2 MB a sequence of 4096 positions, float32\n" in said
+    bundle = open_bundle(tmp_path / "b")
+    assert bundle.manifest.engines["int8"].gate["mean_kl"] < 0.002
+    text, params = "A baker has 24 rolls and sells half of them.", SamplingParams(max_new_tokens=40)
+    with load(tmp_path / "b", "prompt-lookup,int4 > int8") as model, load(tmp_path / "b", "int8", kernels="off") as stock:
+        assert model.kernels["int8"] == f"{own_kernels().name}, int8 cache"
+        drafted = model.generate(text, params)
+        assert drafted.statistics.levels[-1].accepted > 0
+        assert stock.generate(text, params).ids  # its caches are float, so near-ties fall otherwise
+    with load(tmp_path / "b", "int8") as alone:  # exact relative to the engine with the same cache
+        assert alone.generate(text, params).ids == drafted.ids
+
+
+def test_int8_caches_are_for_own_operators(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--model", "demo", "--engines", "int4", "--cache", "int8", "--output", str(tmp_path / "b")]
+    for more in (["--kernels", "off"], ["--provider", "cuda"], ["--backend", "tensorrt-rtx"]):
+        assert export_main([*arguments, *more]) == 2
+        assert "--cache int8: only own operators on a CPU have such caches" in capsys.readouterr().err
+    monkeypatch.setattr("quasar.exporter.caches.own_kernels", lambda: Kernels(reason="own operators were not built"))
+    assert export_main(arguments) == 2
+    assert capsys.readouterr().err == "quasar-export: --cache int8: own operators were not built\n"
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_graph_that_is_not_listed_is_not_loaded(demo_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(demo_bundle, tmp_path / "b")
     manifest = json.loads((tmp_path / "b/manifest.json").read_text(encoding="utf-8"))
-    manifest["engines"]["int8"]["own_graph"] = "elsewhere.onnx"
+    manifest["engines"]["int8"]["own"]["graph"] = "elsewhere.onnx"
     (tmp_path / "b/manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(BundleError, match=r"engine int8 needs 'elsewhere\.onnx', which is not listed"):
         open_bundle(tmp_path / "b")
@@ -220,10 +355,15 @@ def test_an_old_runtime_is_not_given_the_library(monkeypatch: pytest.MonkeyPatch
 def test_without_the_library_the_stock_form_runs(demo_bundle: Path) -> None:
     entry = open_bundle(demo_bundle).engine("int8")
     missing = Kernels(reason="own operators were not built")
-    assert missing.form(entry) == ("int8.onnx", None)
+    assert missing.form(entry) == (entry, None)
     assert missing.describe(entry) == "stock (own operators were not built)"
-    assert Kernels("avx2", Path("library.so")).form(entry) == ("int8.own.onnx", Path("library.so"))
-    assert Kernels("avx2", Path("library.so")).form(dataclasses.replace(entry, own_graph=None)) == ("int8.onnx", None)
+    there = Kernels("avx2", Path("library.so"))
+    assert there.form(entry) == (entry.in_own_operators, Path("library.so"))
+    assert entry.in_own_operators.graph == "int8.own.onnx"
+    assert entry.in_own_operators.attention == "ragged"
+    alone = dataclasses.replace(entry, own=None)
+    assert there.form(alone) == (alone, None)
+    assert there.describe(alone).startswith("stock (it was exported with --kernels off")
 
 
 @needs_library

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from models import FAMILIES, FOREIGN, feed, forward, make_checkpoint, reference_logits, write_engine
+from models import FAMILIES, FOREIGN, feed, forward, make_checkpoint, reference_logits, require, write_engine
 
 from quasar.engines.engine import Feed
-from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.decoder import AttentionForm
 from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
 from quasar.exporter.model.families import FAMILIES as READ
@@ -44,12 +43,11 @@ def prompt(length: int) -> np.ndarray:
     return np.random.default_rng(length).integers(0, 97, length)
 
 
-@pytest.mark.parametrize("attention", ["packed", "fused", "portable"])
+@pytest.mark.parametrize("attention", ["packed", "ragged", "fused", "portable"])
 def test_float_graph_equals_transformers(
     tmp_path: Path, checkpoint: Checkpoint, expected: dict[int, np.ndarray], attention: AttentionForm
 ) -> None:
-    if attention != "portable" and not can_fuse(checkpoint.architecture):
-        pytest.skip("heads of this width are exported in the portable form only")
+    require(attention, checkpoint.architecture)
     engine = write_engine(tmp_path, checkpoint, attention=attention, max_length=MAX_LENGTH)
     for length in LENGTHS:
         passes = [prompt(length)[:PASS], prompt(length)[PASS:]]
@@ -81,13 +79,13 @@ def test_every_model_type_that_is_read_is_among_the_tiny_models() -> None:
     assert set(kinds.values()) == set(READ)
 
 
+@pytest.mark.parametrize("attention", ["packed", "ragged"])
 def test_sequences_that_share_passes_are_as_transformers_has_them(
-    tmp_path: Path, checkpoint: Checkpoint, expected: dict[int, np.ndarray]
+    tmp_path: Path, checkpoint: Checkpoint, expected: dict[int, np.ndarray], attention: AttentionForm
 ) -> None:
     """Chunks of prompts beside single tokens beside drafts, in slots that come and go."""
-    if not can_fuse(checkpoint.architecture):
-        pytest.skip("heads of this width are exported in the portable form only")
-    engine = write_engine(tmp_path, checkpoint, attention="packed", max_length=MAX_LENGTH, slots=4)
+    require(attention, checkpoint.architecture)
+    engine = write_engine(tmp_path, checkpoint, attention=attention, max_length=MAX_LENGTH, slots=4)
     ids, logits = prompt(40), expected[40]
 
     def check(*feeds: Feed) -> None:
@@ -103,9 +101,11 @@ def test_sequences_that_share_passes_are_as_transformers_has_them(
     check(feed(ids[5:], 5, slot=3))
 
 
-def test_a_long_feed_beside_a_slot_that_is_nearly_full(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attention", ["packed", "ragged"])
+def test_a_long_feed_beside_a_slot_that_is_nearly_full(tmp_path: Path, attention: AttentionForm) -> None:
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "qwen3-tied")))
-    engine = write_engine(tmp_path, checkpoint, attention="packed", max_length=64, slots=3)
+    require(attention, checkpoint.architecture)
+    engine = write_engine(tmp_path, checkpoint, attention=attention, max_length=64, slots=3)
     ids = np.random.default_rng(1).integers(0, 97, 64)
     logits = reference_logits(checkpoint, ids)
     engine.score([feed(ids[:62], slot=0), feed(ids[:50], slot=1)])

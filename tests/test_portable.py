@@ -123,7 +123,7 @@ def test_half_precision_is_near_the_same_weights_in_float(tmp_path: Path, family
         "w8a8": (ExplicitW8A8Linear(schemes), W8A8Linear(schemes), None, 0.1),  # rounding borders are crossed
     }[precision]
     (tmp_path / "float").mkdir()
-    engine = write_engine(tmp_path, checkpoint, half, "portable", half_attention=True, optimize=False)
+    engine = write_engine(tmp_path, checkpoint, half, "portable", cache_type="float16", optimize=False)
     reference = write_engine(tmp_path / "float", checkpoint, exact, "portable", source)
     ids = np.random.default_rng(1).integers(0, 97, 40)
     expected = forward(reference, ids)
@@ -142,7 +142,7 @@ def test_hidden_states_beyond_float16_do_no_harm(tmp_path: Path) -> None:
 
     (tmp_path / "float").mkdir()
     exact = write_engine(tmp_path / "float", checkpoint, source=Massive(), attention="portable")
-    half = write_engine(tmp_path, checkpoint, FloatLinear(), "portable", Massive(), half_attention=True, optimize=False)
+    half = write_engine(tmp_path, checkpoint, FloatLinear(), "portable", Massive(), cache_type="float16", optimize=False)
     ids = np.arange(20)
     expected, logits = forward(exact, ids), forward(half, ids)
     assert float(np.abs(checkpoint.tensor("model.embed_tokens.weight").numpy() * 2e6).max()) > 65504
@@ -151,7 +151,7 @@ def test_hidden_states_beyond_float16_do_no_harm(tmp_path: Path) -> None:
 
 def test_what_is_chosen_on_the_device_is_what_the_logits_say(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(make_checkpoint(tmp_path, "llama2")))
-    engine = write_engine(tmp_path, checkpoint, HalfLinear(), "portable", half_attention=True, optimize=False)
+    engine = write_engine(tmp_path, checkpoint, HalfLinear(), "portable", cache_type="float16", optimize=False)
     feeds = {
         "input_ids": np.arange(6)[None],
         "start": np.array([0]),
@@ -209,7 +209,7 @@ def test_a_graph_for_tensorrt_passes_checker_and_lint(tmp_path: Path, family: st
         2: ExplicitBlockLinear(nearest_blocks(checkpoint, SYMMETRIC_SIZES, symmetric=True)),
     }
     index = VARIED.index(family)
-    write_engine(tmp_path, checkpoint, linear[index % 3], "portable", half_attention=True, optimize=False, layers=(0, 2)).close()
+    write_engine(tmp_path, checkpoint, linear[index % 3], "portable", cache_type="float16", optimize=False, layers=(0, 2)).close()
     graph = tmp_path / "engine.onnx"
     onnx.checker.check_model(str(graph), full_check=True)
     shapes = ["input_ids:[1,5]", "rows:[1,2]", "context:[12]"]

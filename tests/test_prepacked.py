@@ -56,8 +56,9 @@ def test_logits_are_the_same_to_the_last_bit(demo_bundle: Path, prepacked: Path)
     for name in ENGINES:
         entry = bundle.engine(name)
         assert entry.attention == "packed"
-        graph, library = own_kernels().form(entry)
-        plain, shared = (OnnxEngine(path, entry, library=library) for path in (bundle.path(graph), prepacked / f"{name}.onnx"))
+        form, library = own_kernels().form(entry)
+        graphs = (bundle.path(form.graph), prepacked / f"{name}.onnx")
+        plain, shared = (OnnxEngine(path, form, library=library) for path in graphs)
         for feeds in passes:
             expected, found = plain.score(feeds), shared.score(feeds)
             for number in range(len(feeds)):

@@ -78,7 +78,8 @@ def test_sequences_are_as_many_as_all_engines_of_the_chain_were_exported_for(dem
     bundle = Path(shutil.copytree(demo_bundle, tmp_path / "bundle"))
     manifest = json.loads((bundle / "manifest.json").read_text())
     for engine, slots in (("int8", 3), ("float", 20)):
-        manifest["engines"][engine]["cache"]["slots"] = slots
+        for form in (manifest["engines"][engine], manifest["engines"][engine]["own"]):
+            form["cache"]["slots"] = slots
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     for chain, sequences in (("int8 > float", "3"), ("int4 > float", "8"), ("float", "8")):  # no more than 8 unless asked for
         assert write(bundle, tmp_path, "--chain", chain) == 0

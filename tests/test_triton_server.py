@@ -312,10 +312,11 @@ def test_bad_parameters_are_named(server: TritonServer, body: dict[str, Any], me
     assert "\n" not in json.loads(text)["error"]
 
 
-def test_a_prompt_that_is_too_long_is_refused(server: TritonServer, client: Client) -> None:
-    with pytest.raises(InferenceServerException, match="token_ids: the prompt has 4095 tokens"):
-        client.ask(token_ids=[5] * 4095)  # batch invariance takes one position of 4096
-    assert client.ask(token_ids=[5] * 4094, max_tokens=5).finish_reason == "length"  # the longest that fits
+def test_a_prompt_that_is_too_long_is_refused(server: TritonServer, client: Client, library: Model) -> None:
+    positions = min(engine.spec.max_length for engine in library.engines.values())
+    with pytest.raises(InferenceServerException, match=f"token_ids: the prompt has {positions} tokens"):
+        client.ask(token_ids=[5] * positions)
+    assert client.ask(token_ids=[5] * (positions - 1), max_tokens=5).finish_reason == "length"  # the longest that fits
 
 
 def test_errors_of_one_request_leave_the_others_alone(server: TritonServer, library: Model) -> None:

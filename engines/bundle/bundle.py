@@ -98,7 +98,7 @@ def open_bundle(root: str | os.PathLike[str], verify: bool = False) -> Bundle:
     listed = {file.path for file in manifest.files}
     for name, engine in manifest.engines.items():
         plan = () if engine.plan is None else (engine.plan.plan, engine.plan.graph, *engine.plan.files)
-        own = () if engine.own_graph is None else (engine.own_graph,)
+        own = () if engine.own is None else (engine.own.graph,)
         for path in (engine.graph, *engine.files, *own, *plan):
             if path not in listed:
                 raise BundleError(f"{root / MANIFEST}: engine {name} needs {path!r}, which is not listed under files")

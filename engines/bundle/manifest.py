@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quasar.engines.cache import CacheSpec
@@ -87,20 +87,34 @@ class PlanEntry:
 
 
 @dataclass(frozen=True)
+class OwnForm:
+    """An engine in operators of ours (`quasar.engines.kernels`), on the same weights.
+
+    Attributes:
+        graph: its path; one of the engine's files.
+        attention, cache: see `EngineEntry`.
+    """
+
+    graph: str
+    attention: str
+    cache: CacheSpec
+
+
+@dataclass(frozen=True)
 class EngineEntry:
     """One engine of the bundle.
 
     Attributes:
         graph: path of the graph or plan; `files` are all that it needs, itself included.
-        attention: `packed` (every sequence's rows side by side), `fused` (one sequence) or `portable` (a rectangle of slots).
+        attention: `packed` (every sequence's rows side by side), `fused` (one sequence), `portable` (a rectangle of slots) or
+            `ragged` (as packed, in an operator of ours).
         cache: its keys and values.
         model: id of the model whose weights it has; a draft's may be another one than the bundle's.
         layers: which of that model's layers it has, in order.
         float_linears: linears that were left in float.
         gate: how far the engine is from the float model (see `quasar.exporter.gate`).
         plan: the engine built for GPUs, where the bundle was exported for them.
-        own_graph: path of the same engine in operators of ours (`quasar.engines.kernels`), on the same weights, where it has
-            such; one of `files`.
+        own: the same engine in operators of ours, where it has such.
     """
 
     name: str
@@ -116,7 +130,14 @@ class EngineEntry:
     float_linears: tuple[str, ...]
     gate: Mapping[str, Any]
     plan: PlanEntry | None = None
-    own_graph: str | None = None
+    own: OwnForm | None = None
+
+    @property
+    def in_own_operators(self) -> EngineEntry:
+        """The engine in the form that operators of ours run; itself where it has none."""
+        if self.own is None:
+            return self
+        return replace(self, graph=self.own.graph, attention=self.own.attention, cache=self.own.cache)
 
     @property
     def max_length(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from quasar.engines.bundle.manifest import (
     BundleFile,
     EngineEntry,
     Manifest,
+    OwnForm,
     PlanEntry,
     PlanProfile,
     ShapeRange,
 )
 from quasar.engines.bundle.superseded import VERSION as SUPERSEDED
 from quasar.engines.bundle.superseded import export_command
-from quasar.engines.cache import CACHE_TYPES, CacheSpec
+from quasar.engines.cache import LAYOUTS, CacheSpec
 from quasar.engines.errors import BundleError
 
 ENGINE_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+(\.[0-9]+)?)*")  # `pruned-12.5`, but nothing that ends like a file
@@ -66,6 +68,7 @@ def _parse_engine(name: str, value: Any, where: str) -> EngineEntry:
     if not ENGINE_NAME.fullmatch(name):  # files are named by it
         raise BundleError(f"{where}: engine {name[:80]!r} has a name that no export gives; do not load it")
     r = _Reader(value, f"{where}: engine {name}")
+    cache = _parse_cache(_Reader(r.get("cache", dict), f"{r.where}: cache"))
     return EngineEntry(
         name=name,
         backend=r.get("backend", str),
@@ -74,14 +77,21 @@ def _parse_engine(name: str, value: Any, where: str) -> EngineEntry:
         graph=r.get("graph", str),
         files=r.strings("files"),
         vocab_size=r.bounded("vocab_size", MAX_VOCAB),
-        cache=_parse_cache(_Reader(r.get("cache", dict), f"{r.where}: cache")),
+        cache=cache,
         model=r.get("model", str),
         layers=_parse_layers(r),
         float_linears=r.strings("float_linears"),
         gate=r.get("gate", dict),
         plan=None if r.object.get("plan") is None else _parse_plan(_Reader(r.object["plan"], f"{r.where}: plan")),
-        own_graph=None if r.object.get("own_graph") is None else r.get("own_graph", str),
+        own=None if r.object.get("own") is None else _parse_own(_Reader(r.get("own", dict), f"{r.where}: own"), cache),
     )
+
+
+def _parse_own(r: _Reader, stock: CacheSpec) -> OwnForm:
+    cache = _parse_cache(_Reader(r.get("cache", dict), f"{r.where}: cache"))
+    if replace(cache, dtype=stock.dtype, layout=stock.layout) != stock:
+        raise BundleError(f"{r.where}: its cache is of other keys and values than the engine's; export the bundle again")
+    return OwnForm(r.get("graph", str), r.get("attention", str), cache)
 
 
 def _parse_plan(r: _Reader) -> PlanEntry:
@@ -109,8 +119,11 @@ def _parse_plan(r: _Reader) -> PlanEntry:
 
 def _parse_cache(r: _Reader) -> CacheSpec:
     dtype = r.get("dtype", str)
-    if dtype not in CACHE_TYPES:
-        raise BundleError(f"{r.where}: dtype {dtype!r} is none of {', '.join(CACHE_TYPES)}; export the bundle again")
+    layout = r.get("layout", str) if "layout" in r.object else "positions"  # there was no other
+    if layout not in LAYOUTS:
+        raise BundleError(f"{r.where}: layout {layout!r} is none of {', '.join(LAYOUTS)}; export the bundle again")
+    if dtype not in LAYOUTS[layout]:
+        raise BundleError(f"{r.where}: dtype {dtype!r} is none of {', '.join(LAYOUTS[layout])}; export the bundle again")
     return CacheSpec(
         layers=r.bounded("layers", MAX_LAYERS),
         heads=r.bounded("heads", MAX_HEADS),
@@ -119,6 +132,7 @@ def _parse_cache(r: _Reader) -> CacheSpec:
         dtype=dtype,
         slots=r.bounded("slots", MAX_SLOTS),
         owner=r.get("owner", str),
+        layout=layout,
     )
 
 

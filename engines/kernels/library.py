@@ -38,13 +38,14 @@ class Kernels:
         """What runs an engine: the instructions, or why it runs on ONNX Runtime's own operators."""
         if self.library is None:
             return f"{STOCK} ({self.reason})"
-        return self.name if entry.own_graph else f"{STOCK} (it was exported without int8 products or with --kernels off)"
+        if entry.own is None:
+            return f"{STOCK} (it was exported with --kernels off, or for GPUs)"
+        cache = entry.own.cache.dtype
+        return self.name if cache == entry.cache.dtype else f"{self.name}, {cache} cache"
 
-    def form(self, entry: EngineEntry) -> tuple[str, Path | None]:
-        """(the graph of an engine that they run, the library that it needs)"""
-        if self.library is None or entry.own_graph is None:
-            return entry.graph, None
-        return entry.own_graph, self.library
+    def form(self, entry: EngineEntry) -> tuple[EngineEntry, Path | None]:
+        """(an engine in the form that they run, the library that it needs)"""
+        return (entry, None) if self.library is None or entry.own is None else (entry.in_own_operators, self.library)
 
 
 OFF = Kernels(reason="--kernels off")

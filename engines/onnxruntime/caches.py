@@ -50,7 +50,7 @@ def _available_bytes() -> int | None:
 
 
 class SlotCaches:
-    """Keys and values of every layer, [slots, heads, length, head_dim] each.
+    """Keys and values of every layer, for each slot what `CacheSpec.shape` says.
 
     Args:
         slots: how many; `spec` says for how many there may be room.
@@ -60,7 +60,7 @@ class SlotCaches:
     def __init__(self, spec: CacheSpec, slots: int, device: str) -> None:
         self._dtype = np.dtype(spec.dtype)
         self._device = device
-        self._shape = (spec.heads, spec.length, spec.head_dim)
+        self._shape = spec.shape
         self._stride = int(np.prod(self._shape)) * self._dtype.itemsize
         self._tensors = {name: self._allocate((slots, *self._shape)) for name in spec.names}
 

@@ -15,7 +15,7 @@ from quasar.engines.bundle.manifest import EngineEntry
 from quasar.engines.engine import DeviceScores, EngineSpec, Feed, Float32, HostScores, Scores, Spans, check_feeds
 from quasar.engines.errors import BundleError, QuasarError, UsageError, first_line
 from quasar.engines.onnxruntime.caches import SlotCaches, require_memory, zeros
-from quasar.engines.onnxruntime.passes import Pass, packed_passes, single_passes, without_lone_row
+from quasar.engines.onnxruntime.passes import Pass, packed_passes, ragged_passes, single_passes, without_lone_row
 from quasar.engines.onnxruntime.session import check_graph, create_session, require_runtime
 
 # tokens of one feed: more would not be faster, and activations grow with them
@@ -33,9 +33,10 @@ class OnnxEngine:
     Args:
         graph: the `.onnx` file; its weights lie beside it.
         entry: what the manifest says of it.
-        batch_invariant: make a row's logits the same to the last bit, whatever shares its pass. ONNX Runtime's attention
-            takes another kernel for a lone row than for several, and quantization turns its last-bit differences into
-            visible ones; so lone rows are run twice, which costs time and one position of the cache.
+        batch_invariant: make a row's logits the same to the last bit, whatever shares its pass. ONNX Runtime's attention and
+            float products take another kernel for a lone row than for several, and quantization turns their last-bit
+            differences into visible ones; so lone rows are run twice, which costs time and one position of the cache. Of
+            int8 engines in own operators, a row's bits are the same anyway.
         optimize: see `create_session`. Graphs written for TensorRT are run as they are: ONNX Runtime's own rewriting of
             int8 Q/DQ pairs can break them.
         slots: sequences to make room for; None for as many as the engine was exported for.
@@ -58,10 +59,11 @@ class OnnxEngine:
                 f"engine {entry.name}: the kernels of {entry.precision} round differently for other numbers of rows; "
                 f"batch invariance is for {', '.join(BATCH_INVARIANT)}"
             )
-        self._batch_invariant = batch_invariant
+        own = entry.attention == "ragged" and entry.precision == "w8a8" and not entry.float_linears
+        self._doubles = batch_invariant and not own
         slots = entry.slots if slots is None else slots
         # a row less than a slot holds: beside a longer feed, the attention operator finds no room in an idle slot
-        usable = entry.max_length - batch_invariant
+        usable = entry.max_length - self._doubles
         longest = min(MAX_ROWS, usable - 1)
         self._spec = EngineSpec(entry.name, entry.vocab_size, usable, longest, slots, entry.precision)
         self._device = "cpu" if provider == "cpu" else "cuda"
@@ -70,7 +72,7 @@ class OnnxEngine:
             require_memory(entry, slots)
         self._session = create_session(str(graph), provider, threads, optimize, library)
         self._inputs, self._chooses = check_graph(self._session, entry, str(graph))
-        self._packed = entry.attention == "packed"
+        self._attention = entry.attention
         self._capacity = entry.max_length
         self._context = np.arange(entry.max_length)
         self._seconds = 0.0
@@ -108,9 +110,9 @@ class OnnxEngine:
             precise: of an engine whose activations can be chosen, the 16-bit ones.
         """
         check_feeds(self._spec, feeds)
-        if self._batch_invariant:
+        if self._doubles:
             feeds = [without_lone_row(feed) for feed in feeds]
-        passes, spans = packed_passes(feeds, self._capacity) if self._packed else single_passes(feeds, self._context)
+        passes, spans = self._passes_of(feeds)
         count = sum(one.rows for one in passes)
         if self._chooses:
             return self._run_on_device(passes, spans, count)
@@ -123,6 +125,11 @@ class OnnxEngine:
             seconds += self._run(binding)
             first += one.rows
         return HostScores(logits, spans, self._scratch), seconds
+
+    def _passes_of(self, feeds: Sequence[Feed]) -> tuple[list[Pass], Spans]:
+        if self._attention == "ragged":
+            return ragged_passes(feeds)
+        return packed_passes(feeds, self._capacity) if self._attention == "packed" else single_passes(feeds, self._context)
 
     def _run_on_device(self, passes: Sequence[Pass], spans: Spans, count: int) -> tuple[Scores, float]:
         """The same where the graph chooses tokens itself: logits stay on the device until they are asked for."""

@@ -63,6 +63,17 @@ def packed_passes(feeds: Sequence[Feed], capacity: int) -> tuple[list[Pass], Spa
     return passes, spans
 
 
+def ragged_passes(feeds: Sequence[Feed]) -> tuple[list[Pass], Spans]:
+    """The run of a graph whose attention is ours, and each feed's rows among those of it."""
+    order = sorted(range(len(feeds)), key=lambda i: feeds[i].slot)
+    spans: list[tuple[int, int]] = [(0, 0)] * len(feeds)
+    first = 0
+    for i in order:
+        spans[i] = (first, len(feeds[i].rows))
+        first += len(feeds[i].rows)
+    return [_ragged([feeds[i] for i in order])], spans
+
+
 def without_lone_row(feed: Feed) -> Feed:
     """The same feed, its last token twice where attention would compute that one by itself.
 
@@ -74,18 +85,25 @@ def without_lone_row(feed: Feed) -> Feed:
 
 
 def _packed(feeds: Sequence[Feed], width: int) -> Pass:
+    ragged = _ragged(feeds)
+    places = tuple((feed.slot - ragged.slot, len(feed.tokens)) for feed in feeds)
+    return replace(ragged, inputs={**ragged.inputs, **_layout(places, ragged.slots, width)})
+
+
+def _ragged(feeds: Sequence[Feed]) -> Pass:
+    """Rows side by side in the order of slots, and how many of them are each slot's."""
     slot, slots = feeds[0].slot, feeds[-1].slot - feeds[0].slot + 1
-    layout = _layout(tuple((feed.slot - slot, len(feed.tokens)) for feed in feeds), slots, width)
-    last = np.zeros(slots, np.int32)
+    lengths, last = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
     rows, positions, first = [], [], 0
     for feed in feeds:
+        lengths[feed.slot - slot] = len(feed.tokens)
         last[feed.slot - slot] = feed.end - 1
         rows.append(feed.rows + first)
         positions.append(np.arange(feed.start, feed.end))
         first += len(feed.tokens)
     inputs = {
-        **layout,
         "input_ids": np.concatenate([feed.tokens for feed in feeds])[None],
+        "lengths": lengths,
         "last": last,
         "positions": np.concatenate(positions)[None],
         "rows": _some(np.concatenate(rows))[None],
@@ -104,15 +122,13 @@ def _layout(feeds: tuple[tuple[int, int], ...], slots: int, width: int) -> Input
     to_slots = np.zeros((slots, width, 2), np.int64)
     # (slot, place) of each row of the pass
     to_rows = np.empty((1, sum(count for _, count in feeds), 2), np.int64)
-    lengths = np.zeros(slots, np.int32)
     first = 0
     for place, count in feeds:
         to_slots[place, :count, 1] = np.arange(first, first + count)
         to_rows[0, first : first + count, 0] = place
         to_rows[0, first : first + count, 1] = np.arange(count)
-        lengths[place] = count
         first += count
-    return {"to_slots": to_slots, "to_rows": to_rows, "lengths": lengths}
+    return {"to_slots": to_slots, "to_rows": to_rows}
 
 
 def single_passes(feeds: Sequence[Feed], context: Int64) -> tuple[list[Pass], Spans]:

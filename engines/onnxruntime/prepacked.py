@@ -58,8 +58,8 @@ def save_prepacked(bundle: Bundle, engines: Iterable[str], folder: Path, kernels
     folder.mkdir()
     engines = tuple(engines)
     for name in engines:
-        path, library = kernels.form(bundle.engine(name))
-        graph = bundle.path(path)
+        form, library = kernels.form(bundle.engine(name))
+        graph = bundle.path(form.graph)
         options = session_options(library=library)
         options.optimized_model_filepath = str(folder / f"{name}.onnx")
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{name}.bin")

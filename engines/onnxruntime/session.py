@@ -20,17 +20,20 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-TENSOR_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)"}
+TENSOR_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int8": "tensor(int8)"}
 INT32, INT64 = "tensor(int32)", "tensor(int64)"
 INPUTS: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "packed": {
         "input_ids": (2, INT64), "rows": (2, INT64), "to_slots": (3, INT64), "to_rows": (3, INT64),
         "lengths": (1, INT32), "last": (1, INT32),
     },
+    "ragged": {"input_ids": (2, INT64), "rows": (2, INT64), "lengths": (1, INT32), "last": (1, INT32)},
     "fused": {"input_ids": (2, INT64), "rows": (2, INT64), "start": (1, INT64)},
     "portable": {"input_ids": (2, INT64), "rows": (2, INT64), "start": (1, INT64), "context": (1, INT64)},
 }  # fmt: skip
 """Rank and type of a graph's inputs beside its caches, by its form of attention."""
+PACKED = ("packed", "ragged")
+"""Forms whose linears see the rows of all sequences side by side."""
 PACKED_SINCE = (1, 32)
 """The ONNX Runtime whose attention first takes slots of different lengths."""
 LOG_NOTHING = 4  # what goes wrong is raised
@@ -151,19 +154,19 @@ def check_graph(session: ort.InferenceSession, entry: EngineEntry, path: str) ->
     precision = session.get_modelmeta().custom_metadata_map.get("quasar.precision")
     if precision != entry.precision:
         raise BundleError(f"{path}: its precision is {precision}, the manifest says {entry.precision}; export the bundle again")
-    cache = [entry.cache.heads, entry.cache.length, entry.cache.head_dim]
+    cache = list(entry.cache.shape)
     cache_type = TENSOR_TYPES[entry.cache.dtype]
     inputs = INPUTS[entry.attention]
     expected: dict[str, list[int]] = {f"{side}.{name}": cache for side in ("past", "present") for name in entry.cache.names}
     found = {value.name: value for value in [*session.get_inputs(), *session.get_outputs()]}
     switch = {"precise"} & set(found) if entry.precision == SWITCHED else set()
-    optional = {"best", "confidence"} | ({"positions"} if entry.attention == "packed" else set())
+    optional = {"best", "confidence"} | ({"positions"} if entry.attention in PACKED else set())
     if set(found) - optional != {*expected, *inputs, *switch, "logits"}:
         raise BundleError(f"{path}: its inputs and outputs are not those of a {entry.cache.layers}-layer engine; export it again")
     for name, shape in expected.items():
         # a packed graph takes as many slots as are bound, the others one for each run
         slots = found[name].shape[0]
-        fits = not isinstance(slots, int) if entry.attention == "packed" else slots == 1 or not isinstance(slots, int)
+        fits = not isinstance(slots, int) if entry.attention in PACKED else slots == 1 or not isinstance(slots, int)
         if not fits or list(found[name].shape[1:]) != shape or found[name].type != cache_type:
             raise BundleError(
                 f"{path}: {name} is {found[name].type} {found[name].shape}, the manifest says {cache_type} {shape} a slot"

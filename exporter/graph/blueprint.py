@@ -141,10 +141,9 @@ def int8_rows_first(blueprint: Blueprint) -> Blueprint:
     return _change_int8(blueprint, lambda linear: replace(linear, rows_first=True))
 
 
-def for_own_operators(blueprint: Blueprint) -> Blueprint | None:
-    """The same engine in operators of ours, on the weights of `int8_rows_first`; None where it has no int8 products."""
-    own = _change_int8(blueprint, lambda linear: OwnW8A8Linear(linear.activations, linear.fallback))
-    return None if (own.linear, own.lm_head) == (blueprint.linear, blueprint.lm_head) else own
+def for_own_operators(blueprint: Blueprint) -> Blueprint:
+    """The same engine with its int8 products in an operator of ours, on the weights of `int8_rows_first`."""
+    return _change_int8(blueprint, lambda linear: OwnW8A8Linear(linear.activations, linear.fallback))
 
 
 def _change_int8(blueprint: Blueprint, change: Callable[[W8A8Linear], Linear]) -> Blueprint:

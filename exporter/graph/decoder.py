@@ -13,13 +13,17 @@ import torch
 from quasar.calibration.groups import GROUPS, LM_HEAD
 from quasar.calibration.source import TensorSource
 from quasar.engines.cache import CacheSpec
-from quasar.exporter.graph.attention import Attention, FusedAttention, PackedAttention, PortableAttention
+from quasar.exporter.graph.attention import Attention
+from quasar.exporter.graph.attention_onnxruntime import FusedAttention, PackedAttention, RaggedAttention
+from quasar.exporter.graph.attention_standard import PortableAttention
 from quasar.exporter.graph.builder import MICROSOFT, GraphBuilder
 from quasar.exporter.graph.linear_onnxruntime import Linear
 from quasar.exporter.model.architecture import Architecture
 
-AttentionForm = Literal["packed", "fused", "portable"]
-ATTENTION: dict[AttentionForm, Any] = {"packed": PackedAttention, "fused": FusedAttention, "portable": PortableAttention}
+AttentionForm = Literal["packed", "ragged", "fused", "portable"]
+ATTENTION: dict[AttentionForm, Any] = {
+    "packed": PackedAttention, "ragged": RaggedAttention, "fused": FusedAttention, "portable": PortableAttention,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,13 @@ class Decoder:
     Attributes:
         linear: how the seven projections of each layer are stored and computed.
         lm_head: the same for the projection to the vocabulary.
-        attention: `packed` (many sequences side by side, on ONNX Runtime's CPU provider), `fused` (one sequence on ONNX
-            Runtime) or `portable` (a rectangle of slots, any runtime).
+        attention: `packed` (many sequences side by side, on ONNX Runtime's CPU provider), `ragged` (the same in an operator of
+            ours), `fused` (one sequence on ONNX Runtime) or `portable` (a rectangle of slots, any runtime).
         slots: sequences in one run; of packed and portable graphs more than one.
         half_embedding: store the embedding rows as float16, shared between engines; else as float32 of this engine.
         layers: the checkpoint's layers to write, in order; None for all. Caches are numbered by their place in it.
-        half_attention: attention and caches in float16. What is between linears and attention is float32 all the same: some
-            models' hidden states leave the range of float16.
+        cache_type: of keys and values, see `CacheSpec.dtype`. With float16, attention is float16, too. What is between linears
+            and attention is float32 all the same: some models' hidden states leave the range of float16.
         choices: also give `best` [B, R], the likeliest token of each row, and `confidence` [B, R], its probability, so that
             greedy decoding need not take logits off the device.
     """
@@ -48,15 +52,15 @@ class Decoder:
     slots: int = 1
     half_embedding: bool = True
     layers: tuple[int, ...] | None = None
-    half_attention: bool = False
+    cache_type: str = "float32"
     choices: bool = False
 
     def cache(self, owner: str) -> CacheSpec:
         """The cache that the graph reads and writes; see `CacheSpec` for its owner."""
         a = self.architecture
         layers = a.num_hidden_layers if self.layers is None else len(self.layers)
-        dtype = "float16" if self.half_attention else "float32"
-        return CacheSpec(layers, a.num_key_value_heads, self.max_length, a.head_dim, dtype, self.slots, owner)
+        layout = "groups" if self.attention == "ragged" else "positions"
+        return CacheSpec(layers, a.num_key_value_heads, self.max_length, a.head_dim, self.cache_type, self.slots, owner, layout)
 
     def write(self, g: GraphBuilder, source: TensorSource, advance: Callable[[], object] = lambda: None) -> None:
         """Append inputs, nodes, weights and outputs to `g`; `advance` is called once per layer."""
@@ -64,9 +68,8 @@ class Decoder:
         batch: int | str = "batch" if self.attention == "portable" and self.slots > 1 else 1
         input_ids = g.input("input_ids", np.int64, [batch, "length"])
         rows = g.input("rows", np.int64, [batch, "rows"])
-        cache_shape = ["slots" if self.attention == "packed" else batch, a.num_key_value_heads, self.max_length, a.head_dim]
-        cache_type = np.float16 if self.half_attention else np.float32
-        attend = ATTENTION[self.attention].create(g, a, self.max_length, input_ids, self.half_attention)
+        cache_shape = ["slots" if self.attention in ("packed", "ragged") else batch, *self.cache("").shape]
+        attend = ATTENTION[self.attention].create(g, a, self.max_length, input_ids, self.cache_type)
 
         with g.scope("model"):
             with g.scope("embed_tokens"):
@@ -74,7 +77,7 @@ class Decoder:
             update = None  # what the last block adds to the residual stream; added inside the next norm
             layers = tuple(range(a.num_hidden_layers)) if self.layers is None else self.layers
             for place, layer in enumerate(layers):
-                past = [g.input(f"past.{place}.{kind}", cache_type, cache_shape) for kind in ("key", "value")]
+                past = [g.input(f"past.{place}.{kind}", self.cache_type, cache_shape) for kind in ("key", "value")]
                 prefix = f"model.layers.{layer}"
                 with g.scope(f"layers.{layer}"):
                     x, hidden = self._read(g, source, f"{prefix}.input_layernorm", hidden, update)
@@ -89,7 +92,7 @@ class Decoder:
                     with g.scope("mlp"):
                         update = self._norm_after(g, source, f"{prefix}.mlp.output_norm", self._mlp(g, source, prefix, x))
                 for kind, value in zip(("key", "value"), present, strict=True):
-                    g.output(f"present.{place}.{kind}", value, cache_type, cache_shape)
+                    g.output(f"present.{place}.{kind}", value, self.cache_type, cache_shape)
                 advance()
             x, _ = self._norm(g, source, "model.norm", hidden, update)
         with g.scope("lm_head"):

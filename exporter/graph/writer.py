@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from quasar.engines.bundle.manifest import ONNXRUNTIME, EngineEntry
+from quasar.engines.bundle.manifest import ONNXRUNTIME, EngineEntry, OwnForm
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.blueprint import Blueprint, for_own_operators, for_tensorrt, int8_rows_first
 from quasar.exporter.graph.builder import GraphBuilder, WeightFile
@@ -24,13 +24,13 @@ def write_engines(
     progress: Progress,
     *,
     for_plans: bool = False,
-    own_operators: bool = False,
+    own_cache: str | None = None,
 ) -> tuple[list[EngineEntry], list[PlanGraph]]:
     """Write every engine into the bundle at `root`; the entries have neither gate figures nor plans yet.
 
     Args:
         for_plans: also write the graph of each for TensorRT.
-        own_operators: give those with int8 products a second graph, in operators of ours on the same weights.
+        own_cache: give each a second graph, in operators of ours on the same weights, with caches of this type; None for none.
     """
     explicit_forms = {b.name: for_tensorrt(b) for b in blueprints} if for_plans else {}
     forms = [*blueprints, *explicit_forms.values()]
@@ -39,15 +39,15 @@ def write_engines(
     with ExitStack() as stack:
         files = {name: stack.enter_context(WeightFile(root / f"{name}.bin")) for name in dict.fromkeys(names)}
         for blueprint in blueprints:
-            own = for_own_operators(blueprint) if own_operators else None
-            stock = int8_rows_first(blueprint) if own else blueprint
+            stock = blueprint if own_cache is None else int8_rows_first(blueprint)
             decoder = _decoder(stock, _attention(stock, slots), max_length, slots)
             written = _write(root, f"{blueprint.name}.onnx", stock, decoder, files, progress)
-            own_graph = None
-            if own:
-                own_decoder = dataclasses.replace(decoder, linear=own.linear, lm_head=own.lm_head)
-                own_graph = _write(root, f"{blueprint.name}.own.onnx", own, own_decoder, files, progress)[0]
-            entries.append(_entry(blueprint, decoder, written, own_graph))
+            entry = _entry(blueprint, decoder, written)
+            if own_cache is not None and (own := _own_decoder(decoder, blueprint, own_cache)):
+                graph = _write(root, f"{blueprint.name}.own.onnx", blueprint, own, files, progress)[0]
+                form = OwnForm(graph, own.attention, own.cache(entry.cache.owner))
+                entry = dataclasses.replace(entry, files=(*entry.files, graph), own=form)
+            entries.append(entry)
             if explicit := explicit_forms.get(blueprint.name):
                 decoder = _decoder(explicit, "portable", max_length, slots)
                 written = _write(root, f"{graph_label(explicit.name)}.onnx", explicit, decoder, files, progress)
@@ -67,6 +67,16 @@ def _attention(blueprint: Blueprint, slots: int) -> AttentionForm:
     return "packed" if slots > 1 and not blueprint.half else "fused"  # the CUDA kernel takes no ragged batches
 
 
+def _own_decoder(stock: Decoder, blueprint: Blueprint, cache_type: str) -> Decoder | None:
+    """The same engine in operators of ours, on the weights of `int8_rows_first`; None where there is none for it."""
+    own = for_own_operators(blueprint)
+    decoder = dataclasses.replace(stock, linear=own.linear, lm_head=own.lm_head)
+    if can_fuse(blueprint.architecture):
+        exact = blueprint.precision == "float32"  # what others are compared with
+        decoder = dataclasses.replace(decoder, attention="ragged", cache_type="float32" if exact else cache_type)
+    return None if decoder == stock else decoder
+
+
 def _decoder(blueprint: Blueprint, attention: AttentionForm, max_length: int, slots: int) -> Decoder:
     return Decoder(
         architecture=blueprint.architecture,
@@ -77,7 +87,7 @@ def _decoder(blueprint: Blueprint, attention: AttentionForm, max_length: int, sl
         slots=slots,
         half_embedding=blueprint.precision != "float32",
         layers=blueprint.layers,
-        half_attention=blueprint.half,
+        cache_type="float16" if blueprint.half else "float32",
         choices=blueprint.half,
     )
 
@@ -95,7 +105,7 @@ def _write(
     return (graph, weights.path.name, *([embedding.path.name] if embedding else []))
 
 
-def _entry(blueprint: Blueprint, decoder: Decoder, files: tuple[str, ...], own_graph: str | None) -> EngineEntry:
+def _entry(blueprint: Blueprint, decoder: Decoder, files: tuple[str, ...]) -> EngineEntry:
     a = blueprint.architecture
     return EngineEntry(
         name=blueprint.name,
@@ -103,8 +113,7 @@ def _entry(blueprint: Blueprint, decoder: Decoder, files: tuple[str, ...], own_g
         precision=blueprint.precision,
         attention=decoder.attention,
         graph=files[0],
-        files=files if own_graph is None else (*files, own_graph),
-        own_graph=own_graph,
+        files=files,
         vocab_size=a.vocab_size,
         cache=decoder.cache(blueprint.owner or blueprint.name),
         model=blueprint.model,
