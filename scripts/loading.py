@@ -30,11 +30,11 @@ def load(name: str, engine: str) -> None:
 
     bundle = open_bundle(name.removesuffix(":off"))
     entry = bundle.engine(engine)
-    graph, library = (OFF if name.endswith(":off") else own_kernels()).form(entry)
+    form, library = (OFF if name.endswith(":off") else own_kernels()).form(entry)
     for path in entry.files:
         bundle.path(path).read_bytes()
     before, begin = anonymous(), time.perf_counter()
-    loaded = OnnxEngine(bundle.path(graph), entry, library=library, slots=1)
+    loaded = OnnxEngine(bundle.path(form.graph), form, library=library, slots=1)
     seconds = time.perf_counter() - begin
     print(f"{name}: {seconds:.2f} s, {(anonymous() - before) / 1e6:.0f} MB anonymous", flush=True)
     loaded.close()
