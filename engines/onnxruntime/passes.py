@@ -53,25 +53,16 @@ def packed_passes(feeds: Sequence[Feed], capacity: int) -> tuple[list[Pass], Spa
         width = len(feeds[left[0]].tokens)
         together = [i for i in left if feeds[i].start + width <= capacity]
         left = [i for i in left if feeds[i].start + width > capacity]
-        chosen = sorted(together, key=lambda i: feeds[i].slot)
-        passes.append(_packed([feeds[i] for i in chosen], width))
-        first = done
-        for i in chosen:
-            spans[i] = (first, len(feeds[i].rows))
-            first += len(feeds[i].rows)
-        done += passes[-1].rows
+        one = _ragged(feeds, together, done, spans)
+        passes.append(_in_rectangle(one, width))
+        done += one.rows
     return passes, spans
 
 
 def ragged_passes(feeds: Sequence[Feed]) -> tuple[list[Pass], Spans]:
     """The run of a graph whose attention is ours, and each feed's rows among those of it."""
-    order = sorted(range(len(feeds)), key=lambda i: feeds[i].slot)
     spans: list[tuple[int, int]] = [(0, 0)] * len(feeds)
-    first = 0
-    for i in order:
-        spans[i] = (first, len(feeds[i].rows))
-        first += len(feeds[i].rows)
-    return [_ragged([feeds[i] for i in order])], spans
+    return [_ragged(feeds, range(len(feeds)), 0, spans)], spans
 
 
 def without_lone_row(feed: Feed) -> Feed:
@@ -84,14 +75,24 @@ def without_lone_row(feed: Feed) -> Feed:
     return replace(feed, tokens=np.append(feed.tokens, feed.tokens[-1:])) if lone else feed
 
 
-def _packed(feeds: Sequence[Feed], width: int) -> Pass:
-    ragged = _ragged(feeds)
-    places = tuple((feed.slot - ragged.slot, len(feed.tokens)) for feed in feeds)
-    return replace(ragged, inputs={**ragged.inputs, **_layout(places, ragged.slots, width)})
+def _in_rectangle(one: Pass, width: int) -> Pass:
+    """The same run for attention that sees a rectangle of slots."""
+    places = tuple((place, int(count)) for place, count in enumerate(one.inputs["lengths"]) if count)
+    return replace(one, inputs={**one.inputs, **_layout(places, one.slots, width)})
 
 
-def _ragged(feeds: Sequence[Feed]) -> Pass:
-    """Rows side by side in the order of slots, and how many of them are each slot's."""
+def _ragged(feeds: Sequence[Feed], chosen: Sequence[int], done: int, spans: list[tuple[int, int]]) -> Pass:
+    """A run of the chosen feeds: rows side by side in the order of slots, and how many of them are each slot's.
+
+    Args:
+        done: rows of logits of earlier runs.
+        spans: gets the place of each chosen feed's rows.
+    """
+    order = sorted(chosen, key=lambda i: feeds[i].slot)
+    for i in order:
+        spans[i] = (done, len(feeds[i].rows))
+        done += len(feeds[i].rows)
+    feeds = [feeds[i] for i in order]
     slot, slots = feeds[0].slot, feeds[-1].slot - feeds[0].slot + 1
     lengths, last = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
     rows, positions, first = [], [], 0
