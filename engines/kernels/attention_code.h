@@ -10,13 +10,32 @@ constexpr size_t GROUP = 16;  // positions whose keys lie side by side, dimensio
 constexpr size_t BLOCK = 64;  // positions that are looked at together
 constexpr size_t SPLIT = 512;  // positions whose result is complete in itself: threads share a long text by them
 
-// The cache of one KV head of one sequence: float, or int8 where there are scales.
+constexpr size_t CACHE_LINE = 64;
+constexpr size_t RECENT = 3 * BLOCK;  // positions that caches of planes have as floats: two blocks, and what a pass adds
+
+// Numbers in 8 bits, cut into halves that can be read apart. A byte b stands for least + step * (b - 8), its upper half u alone for
+// least + step * 16 * u. Halves lie in groups of 2 * GROUP: the lower 4 bits of GROUP bytes, then the upper 4. Numbers that are
+// multiplied at once stand in pairs: of keys [length / GROUP, dim / 2, GROUP, 2], of values [length / BLOCK, BLOCK / 2, dim, 2], which
+// are positions of the first and the second half of a block.
+struct Planes {
+    uint8_t* upper;  // null where there are none
+    uint8_t* lower;
+    float* scales;  // [length / BLOCK, 2, max(dim, BLOCK)]: steps and least numbers, of keys a dimension's, of values a position's
+};
+
+constexpr size_t scales_of_block(size_t dim) { return 2 * (dim > BLOCK ? dim : BLOCK); }
+
+// The cache of one KV head of one sequence: float; int8 where there are scales; or planes, and the newest positions in float.
 struct HeadCache {
-    void* keys;           // [length / GROUP, dim, GROUP]
-    void* values;         // [length, dim]
+    void* keys;           // [length / GROUP, dim, GROUP]; beside planes, positions stand at their remainder by RECENT
+    void* values;         // [length, dim]; the same
     float* key_scales;    // [length], or null
     float* value_scales;  // [length], or null
     size_t dim;           // a multiple of GROUP
+    Planes key_planes;
+    Planes value_planes;
+    int32_t* recent;  // [RECENT / BLOCK], beside planes: which block of positions is there in float, counted from 1
+    bool coarse;      // of planes, only the upper ones are read
 };
 
 // Positions that a query looks at.
@@ -24,6 +43,9 @@ struct Range {
     size_t begin;
     size_t end;
 };
+
+// Beside planes, the position from which on the query at `position` looks at floats: the newest BLOCK to 2 * BLOCK.
+inline size_t exact_from(size_t position) { return position < BLOCK ? 0 : position / BLOCK * BLOCK - BLOCK; }
 
 // Rows of one KV head.
 struct Queries {
@@ -44,6 +66,9 @@ struct Softmax {
 struct AttentionCode {
     // a head, rotated by `cos` and `sin` [dim / 2] where these are not null, times `scale`
     void (*rotate)(const float* x, const float* cos, const float* sin, size_t dim, float scale, float* rotated);
+    // before tokens are stored at positions of `rows`, at most BLOCK: what they make old goes into planes, and what is missing of
+    // the floats that they look at, because later ones were written over them and then dropped, comes back from there
+    void (*settle)(const HeadCache& cache, Range rows);
     // write keys and values of a position into the cache
     void (*store)(const HeadCache& cache, size_t position, const float* key, const float* value);
     // softmax over positions of a split; it begins with a block

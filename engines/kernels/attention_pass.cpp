@@ -15,18 +15,26 @@ thread_local std::vector<float> rotated_of_thread, partials_of_thread;
 
 }  // namespace
 
+size_t head_bytes(CacheKind kind, size_t capacity, size_t dim) {
+    const size_t numbers = capacity * dim;
+    switch (kind) {
+        case CacheKind::FLOAT: return numbers * sizeof(float);
+        case CacheKind::INT8: return numbers + capacity * sizeof(float);
+        default: return numbers + (capacity / BLOCK * scales_of_block(dim) + RECENT * dim) * sizeof(float) + CACHE_LINE;
+    }
+}
+
 AttentionPass::AttentionPass(const AttentionCode& code, const AttentionInputs& inputs, const std::vector<Chunk>& chunks)
     : code_(code),
       in_(inputs),
       group_(inputs.heads / inputs.kv_heads),
-      places_(inputs.rows),
+      chunks_(chunks),
       rotated_(rotated_of_thread),
       partials_(partials_of_thread) {
     rotated_.resize(in_.rows * in_.heads * in_.dim);
     const size_t most = std::max(MOST_QUERIES / group_, size_t{1});
     size_t partials = 0;
-    for (const Chunk& chunk : chunks) {
-        for (size_t i = 0; i < chunk.tokens; ++i) places_[chunk.row + i] = {chunk.slot, chunk.start + i};
+    for (const Chunk& chunk : chunks)
         for (size_t done = 0; done < chunk.tokens; done += most)
             for (size_t head = 0; head < in_.kv_heads; ++head) {
                 Block block{{chunk.slot, chunk.row + done, std::min(most, chunk.tokens - done), chunk.start + done}, head, 0, 0, 0};
@@ -43,24 +51,24 @@ AttentionPass::AttentionPass(const AttentionCode& code, const AttentionInputs& i
                 }
                 blocks_.push_back(block);
             }
-    }
     partials_.resize(partials);
 }
 
-void AttentionPass::prepare(size_t row) const {
-    const auto [slot, position] = places_[row];
-    const size_t dim = in_.dim;
-    const float* cos = in_.cos == nullptr ? nullptr : in_.cos + position * (dim / 2);
-    const float* sin = in_.sin == nullptr ? nullptr : in_.sin + position * (dim / 2);
+void AttentionPass::prepare(size_t preparation) const {
+    const Chunk& chunk = chunks_[preparation / in_.kv_heads];
+    const size_t head = preparation % in_.kv_heads, dim = in_.dim;
+    const HeadCache cache = this->cache(chunk.slot, head);
     const float scale = 1 / std::sqrt(static_cast<float>(dim));
-    for (size_t i = row * in_.heads; i < (row + 1) * in_.heads; ++i)
-        code_.rotate(in_.q + i * dim, cos, sin, dim, scale, rotated_.data() + i * dim);
     thread_local std::vector<float> key;
     key.resize(dim);
-    for (size_t head = 0; head < in_.kv_heads; ++head) {
-        const size_t i = row * in_.kv_heads + head;
+    code_.settle(cache, {chunk.start, chunk.start + chunk.tokens});
+    for (size_t token = 0; token < chunk.tokens; ++token) {
+        const size_t row = chunk.row + token, position = chunk.start + token, i = row * in_.kv_heads + head;
+        const float* cos = in_.cos == nullptr ? nullptr : in_.cos + position * (dim / 2);
+        const float* sin = in_.sin == nullptr ? nullptr : in_.sin + position * (dim / 2);
+        for (size_t q = i * group_; q < (i + 1) * group_; ++q) code_.rotate(in_.q + q * dim, cos, sin, dim, scale, rotated_.data() + q * dim);
         code_.rotate(in_.k + i * dim, cos, sin, dim, 1, key.data());
-        code_.store(cache(slot, head), position, key.data(), in_.v + i * dim);
+        code_.store(cache, position, key.data(), in_.v + i * dim);
     }
 }
 
@@ -120,12 +128,21 @@ Range AttentionPass::visible(size_t position) const {
 }
 
 HeadCache AttentionPass::cache(size_t slot, size_t head) const {
-    const size_t numbers = in_.capacity * in_.dim;
-    const size_t bytes = in_.quantized ? numbers + in_.capacity * sizeof(float) : numbers * sizeof(float);
-    char* keys = static_cast<char*>(in_.keys) + (slot * in_.kv_heads + head) * bytes;
-    char* values = static_cast<char*>(in_.values) + (slot * in_.kv_heads + head) * bytes;
-    const auto scales = [&](char* of) { return in_.quantized ? reinterpret_cast<float*>(of + numbers) : nullptr; };
-    return {keys, values, scales(keys), scales(values), in_.dim};
+    const size_t numbers = in_.capacity * in_.dim, at = (slot * in_.kv_heads + head) * head_bytes(in_.cache, in_.capacity, in_.dim);
+    char *keys = static_cast<char*>(in_.keys) + at, *values = static_cast<char*>(in_.values) + at;
+    const auto behind = [&](char* of) { return reinterpret_cast<float*>(of + numbers); };
+    switch (in_.cache) {
+        case CacheKind::FLOAT: return {keys, values, nullptr, nullptr, in_.dim, {}, {}, nullptr, false};
+        case CacheKind::INT8: return {keys, values, behind(keys), behind(values), in_.dim, {}, {}, nullptr, false};
+        default: break;
+    }
+    const size_t scales = in_.capacity / BLOCK * scales_of_block(in_.dim);
+    const auto planes = [&](char* of) {
+        uint8_t* upper = reinterpret_cast<uint8_t*>(of);
+        return Planes{upper, upper + numbers / 2, behind(of)};
+    };
+    return {behind(keys) + scales, behind(values) + scales, nullptr, nullptr, in_.dim, planes(keys), planes(values),
+            reinterpret_cast<int32_t*>(behind(keys) + scales + RECENT * in_.dim), in_.cache == CacheKind::UPPER_PLANES};
 }
 
 size_t AttentionPass::partial_size(const Block& block) const { return block.tokens.tokens * group_ * (in_.dim + 2); }

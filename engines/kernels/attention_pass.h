@@ -11,7 +11,13 @@
 
 namespace quasar {
 
-// Tokens of one sequence.
+enum class CacheKind { FLOAT, INT8, PLANES, UPPER_PLANES };  // the last are those of the third, whose lower ones are not read
+
+// Bytes of the keys of one KV head of one sequence, or of its values. The numbers come first, and behind them: scales of int8
+// numbers; of planes the scales, the newest positions in float, and which those are, in CACHE_LINE bytes.
+size_t head_bytes(CacheKind kind, size_t capacity, size_t dim);
+
+// Tokens of one sequence; beside planes at most BLOCK.
 struct Chunk {
     size_t slot;
     size_t row;     // of the pass, where they begin
@@ -30,29 +36,27 @@ struct AttentionInputs {
     size_t kv_heads;
     size_t dim;
     size_t window;    // positions that a query looks at, its own among them; 0 for all
-    void* keys;       // [slots, kv_heads, capacity * dim], and in int8 caches capacity float scales behind each head
+    void* keys;       // [slots, kv_heads, head_bytes]
     void* values;     // the same
-    size_t capacity;  // a multiple of GROUP
-    bool quantized;
+    size_t capacity;  // positions, a multiple of GROUP, and of BLOCK for planes
+    CacheKind cache;
     float* y;  // [rows, heads, dim]
 };
 
-// One pass, cut into tasks: `prepare` for each row; then, when all are done, `attend` for each task; then `finish` for each end.
+// One pass, cut into tasks: `prepare` for each preparation; then, when all are done, `attend` for each task; then `finish` for each
+// end.
 class AttentionPass {
 public:
     AttentionPass(const AttentionCode& code, const AttentionInputs& inputs, const std::vector<Chunk>& chunks);
 
+    size_t preparations() const { return chunks_.size() * in_.kv_heads; }
     size_t tasks() const { return tasks_.size(); }
     size_t ends() const { return ends_.size(); }
-    void prepare(size_t row) const;
+    void prepare(size_t preparation) const;
     void attend(size_t task) const;
     void finish(size_t end) const;
 
 private:
-    struct Place {
-        size_t slot;
-        size_t position;
-    };
     // Some tokens of a chunk, for one KV head.
     struct Block {
         Chunk tokens;
@@ -77,7 +81,7 @@ private:
     const AttentionCode& code_;
     const AttentionInputs in_;
     const size_t group_;  // query heads of a KV head
-    std::vector<Place> places_;  // of each row
+    const std::vector<Chunk>& chunks_;
     std::vector<Block> blocks_;
     std::vector<Task> tasks_;
     std::vector<size_t> ends_;  // blocks whose splits are to be put together

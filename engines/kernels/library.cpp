@@ -48,7 +48,8 @@ EXPORTED ort::Status* RegisterCustomOps(ort::SessionOptions* options, const ort:
     static ort::Domain* const domain = [&]() -> ort::Domain* {
         ort::Domain* made = nullptr;
         if (api.create_domain("quasar", &made) != nullptr) return nullptr;
-        for (const ort::CustomOp* op : {&quasar::W8A8_LINEAR, &quasar::RAGGED_ATTENTION, &quasar::RAGGED_ATTENTION_INT8})
+        for (const ort::CustomOp* op : {&quasar::W8A8_LINEAR, &quasar::RAGGED_ATTENTION, &quasar::RAGGED_ATTENTION_INT8,
+                                        &quasar::RAGGED_ATTENTION_INT4})
             if (api.add_operator(made, op) != nullptr) return nullptr;
         return made;
     }();

@@ -24,7 +24,7 @@ struct ApiBase {
     const char* (*get_version)();
 };
 
-enum ElementType : int { FLOAT = 1, INT8 = 3, INT32 = 6 };
+enum ElementType : int { FLOAT = 1, UINT8 = 2, INT8 = 3, INT32 = 6 };
 enum Characteristic : int { REQUIRED, OPTIONAL };
 enum ErrorCode : int { FAIL = 1, INVALID_ARGUMENT = 2 };
 

@@ -97,11 +97,18 @@ inline __m256i half(__m512i a, int which) {
     std::memcpy(&result, x.at + 4 * which, sizeof result);
     return result;
 }
-__attribute__((noinline)) inline __m512i widened(__m128i a) {
-    int8_t bytes[16];
-    std::memcpy(bytes, &a, sizeof bytes);
-    Lanes<int32_t> v;
-    for (size_t i = 0; i < 16; ++i) v.at[i] = bytes[i];
+template <class Narrow, class Wide, class Vector>
+__attribute__((noinline)) __m512i widened(Vector a) {
+    Narrow numbers[sizeof a / sizeof(Narrow)];
+    std::memcpy(numbers, &a, sizeof numbers);
+    Lanes<Wide> v;
+    for (size_t i = 0; i < 64 / sizeof(Wide); ++i) v.at[i] = numbers[i];
+    return vector<__m512i>(v);
+}
+__attribute__((noinline)) inline __m512i dot_of_pairs(__m512i sums, __m512i a, __m512i b) {
+    auto v = lanes<int32_t>(sums);
+    const auto x = lanes<int16_t>(a), y = lanes<int16_t>(b);
+    for (size_t i = 0; i < 32; ++i) v.at[i / 2] += x.at[i] * y.at[i];
     return vector<__m512i>(v);
 }
 __attribute__((noinline)) inline __m512 multiply_add(__m512 a, __m512 b, __m512 c) {
@@ -138,7 +145,13 @@ inline float smaller(float a, float b) { return a < b ? a : b; }
 #define _mm512_maskz_loadu_epi8(mask, from) emulated::load<int8_t, __m512i>(mask, from)
 #define _mm512_maskz_loadu_ps(mask, from) emulated::load<float, __m512>(mask, from)
 #define _mm512_loadu_si512(from) emulated::load<int8_t, __m512i>(~0ull, from)
+#define _mm512_set1_epi32(x) emulated::all<int32_t, __m512i>(x)
+#define _mm512_storeu_si512(to, a) std::memcpy(to, emulated::lanes<int32_t>(a).at, 64)
+#define _mm512_and_si512(a, b) emulated::each<int64_t>(a, b, [](int64_t x, int64_t y) { return x & y; })
+#define _mm512_or_si512(a, b) emulated::each<int64_t>(a, b, [](int64_t x, int64_t y) { return x | y; })
+#define _mm512_slli_epi32(a, bits) emulated::each<uint32_t>(a, a, [](uint32_t x, uint32_t) { return x << bits; })
 #define _mm512_dpbusd_epi32(sums, u, s) emulated::dot(sums, u, s)
+#define _mm512_dpwssd_epi32(sums, a, b) emulated::dot_of_pairs(sums, a, b)
 #define _mm512_add_epi32(a, b) emulated::each<int32_t>(a, b, emulated::sum<int32_t>)
 #define _mm512_unpacklo_epi32(a, b) emulated::unpack<int32_t>(a, b, 0)
 #define _mm512_unpackhi_epi32(a, b) emulated::unpack<int32_t>(a, b, 1)
@@ -159,7 +172,8 @@ inline float smaller(float a, float b) { return a < b ? a : b; }
 #define _mm512_mask_cvtepi32_storeu_epi8(to, mask, a) emulated::store_bytes(to, mask, a)
 #define _mm512_loadu_ps(from) emulated::load<float, __m512>(~0ull, from)
 #define _mm512_storeu_ps(to, a) emulated::store_floats(to, ~0ull, a)
-#define _mm512_cvtepi8_epi32(a) emulated::widened(a)
+#define _mm512_cvtepi8_epi32(a) emulated::widened<int8_t, int32_t>(a)
+#define _mm512_cvtepu8_epi16(a) emulated::widened<uint8_t, int16_t>(a)
 #define _mm512_fmadd_ps(a, b, c) emulated::multiply_add(a, b, c)
 #define _mm512_roundscale_ps(a, rounding) emulated::each<float>(a, a, [](float x, float) { return std::nearbyint(x); })
 #define _mm512_scalef_ps(a, b) emulated::each<float>(a, b, [](float x, float y) { return std::ldexp(x, static_cast<int>(y)); })
