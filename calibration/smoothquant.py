@@ -67,11 +67,20 @@ class Smoothed:
         produces, reads = _groups(module)
         if (s := self._smoothing.get(produces)) is not None:
             if module.endswith("v_proj"):
-                s = s.view(-1, self._query_groups, self._head_dim)[:, 0].flatten()
+                s = self._of_values(s)
             tensor = tensor / (s if tensor.dim() == 1 else s[:, None])
         if kind == "weight" and (s := self._smoothing.get(reads)) is not None:
             tensor = tensor * s
         return tensor
+
+    def value_scale(self, prefix: str) -> torch.Tensor | None:
+        """What the values of a layer are divided by, float32 [Hkv * D]; None where they are as they were."""
+        s = self._smoothing.get(f"{prefix}.self_attn.o_proj")
+        return None if s is None else self._of_values(s)
+
+    def _of_values(self, s: torch.Tensor) -> torch.Tensor:
+        """Of s by query head, [Hq * D], that by KV head."""
+        return s.view(-1, self._query_groups, self._head_dim)[:, 0].flatten()
 
 
 def _groups(module: str) -> tuple[str, str]:

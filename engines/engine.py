@@ -26,6 +26,8 @@ class EngineSpec:
         max_rows: most tokens of one feed; longer inputs are fed in chunks.
         slots: sequences that have a place in the cache, and most feeds of a pass.
         precision: how weights and activations are stored, for people.
+        rounds_old: the cache has only the newest positions as they were written (`quasar.engines.cache.exact_after`). A feed
+            that starts far behind them is answered, but not as if the others had never been there.
     """
 
     name: str
@@ -34,6 +36,7 @@ class EngineSpec:
     max_rows: int
     slots: int
     precision: str
+    rounds_old: bool = False
 
 
 @dataclass(frozen=True)

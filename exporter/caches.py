@@ -9,7 +9,9 @@ from quasar.engines.kernels.library import own_kernels
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.model.architecture import Architecture
 
-FLOAT = "float"
+FLOAT, INT4 = "float", "int4"
+MOST_HEAD_DIM = 256
+"""Numbers of a head whose products with 8 bits own operators sum up in 32."""
 LONG_TEXT = 1024
 """Tokens of a sequence that quantized caches are gated on: what they lose shows where much is read back."""
 
@@ -25,6 +27,9 @@ def check_cache(cache: str, architecture: Architecture) -> None:
     if not can_fuse(architecture):
         width = architecture.head_dim
         raise UsageError(f"--cache {cache}: heads have {width} numbers, and a multiple of 16 is needed; leave it out")
+    if cache == INT4 and architecture.head_dim > MOST_HEAD_DIM:
+        width = architecture.head_dim
+        raise UsageError(f"--cache {cache}: heads have {width} numbers, and at most {MOST_HEAD_DIM} fit; take --cache int8")
     kernels = own_kernels()
     if kernels.library is None:
         raise UsageError(f"--cache {cache}: {kernels.reason}")

@@ -94,9 +94,9 @@ def parser() -> argparse.ArgumentParser:
         help="auto: engines for a CPU also in our own operators, on the same weights; off: in ONNX Runtime's only",
     )  # fmt: skip
     p.add_argument(
-        *("--cache",), choices=("float", "int8"), default="float",
+        *("--cache",), choices=("float", "int8", "int4"), default="float",
         help="keys and values in our own operators on a CPU; int8: a quarter of the memory, and several times as fast to read "
-        "where text is long (default: float)",
+        "where text is long; int4: 8 bits in two halves, of which drafts read one (QuantSpec) (default: float)",
     )  # fmt: skip
     p.add_argument("--revision", metavar="R", help="branch, tag or commit of a Hugging Face model")
     p.add_argument("--force", action="store_true", help="write the bundle even when the gate or the check of a plan fails")

@@ -17,7 +17,7 @@ PROVIDERS = ("cpu", "cuda")
 ROTATIONS = ("auto", "on", "off")
 LM_HEADS = ("int8", "float", "int4")
 KERNELS = ("auto", "off")
-CACHES = {"float": "float32", "int8": "int8"}
+CACHES = {"float": "float32", "int8": "int8", "int4": "int4"}
 """Types of caches, by what they are called here."""
 SHORTEST_CONTEXT = 8
 MAX_SEQUENCES = {"cpu": 8, "cuda": 1}
@@ -46,8 +46,8 @@ class ExportOptions:
         provider: of ONNX Runtime, that the engines are for: `cpu` or `cuda`.
         build: build plans of the engines, too.
         kernels: `auto` writes engines for own operators, too, unless they are for GPUs; `off` does not.
-        cache: type of the quantized engines' caches, one of `CACHES`. Only own operators have int8 ones; in stock operators,
-            the same engines have float ones.
+        cache: type of the quantized engines' caches, one of `CACHES`. Only own operators have int8 and int4 ones; in stock
+            operators, the same engines have float ones.
     """
 
     model: str

@@ -91,6 +91,8 @@ def _caches(engines: Iterable[EngineEntry]) -> Iterator[str]:
     for engine in engines:
         own, stock = engine.in_own_operators.cache, engine.cache
         size = f"{engine.name}: {own.slot_bytes / 1e6:.1f} MB a sequence of {own.length} positions, {own.dtype}"
+        if own.owner not in (engine.name, stock.owner):
+            size += f", which is that of {own.owner} where they are in a chain"
         yield size if own.dtype == stock.dtype else f"{size}; {stock.slot_bytes / 1e6:.1f} MB in stock operators, {stock.dtype}"
 
 

@@ -7,7 +7,7 @@ from quasar.engines.engine import Engine
 from quasar.engines.errors import QuasarError, UsageError
 from quasar.runtime.chain.cached import CachedTokens
 from quasar.runtime.chain.spec import ChainSpec
-from quasar.runtime.execution import check_engine, load_engine
+from quasar.runtime.execution import check_engine, load_engine, running_entry
 from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.scheduler import Scheduler
 
@@ -44,11 +44,7 @@ class EnginePool:
             BundleError: one cannot be loaded.
         """
         self.check(chain)
-        found = {}
-        for name, following in zip(chain.engines, (*chain.engines[1:], None), strict=True):
-            shared = following is not None and self._shares_weights(name, following)
-            found[name] = self._low(name, following) if shared and following is not None else self._own(name)
-        return found
+        return {name: self._of(name, self._verifier_of(chain, name)) for name in chain.engines}
 
     def check(self, chain: ChainSpec) -> None:
         """Refuse a chain that cannot run, before anything is loaded.
@@ -78,12 +74,34 @@ class EnginePool:
         self._loaded.clear()
         self._cached.clear()
 
+    @staticmethod
+    def _verifier_of(chain: ChainSpec, name: str) -> str | None:
+        """The engine that verifies what another one proposes; None for the last."""
+        if name in chain.proposers:
+            return chain.verifiers[0]
+        place = chain.verifiers.index(name) + 1
+        return chain.verifiers[place] if place < len(chain.verifiers) else None
+
+    def _of(self, name: str, lead: str | None) -> CachedTokens:
+        """The cache of an engine, which may be that of its verifier."""
+        if lead is not None and self.bundle.engine(name).cache.owner == lead:
+            return self._low(name, lead)
+        if lead is not None and running_entry(self._options, self.bundle, self.bundle.engine(name)).cache.owner == lead:
+            return self._guest(name, lead)
+        return self._own(name)
+
     def _own(self, name: str) -> CachedTokens:
         if name not in self._cached:
-            if name not in self._loaded:
-                self._loaded[name] = load_engine(self._options, self.bundle, self.bundle.engine(name))
-            self._cached[name] = CachedTokens(self._loaded[name])
+            self._cached[name] = CachedTokens(self._load(name))
         return self._cached[name]
+
+    def _guest(self, name: str, lead: str) -> CachedTokens:
+        """Of an engine that reads and writes the cache of another one, and has weights of its own (QuantSpec)."""
+        key = f"{name} in {lead}"
+        if key not in self._cached:
+            cached = self._own(lead)
+            self._cached[key] = CachedTokens(self._load(name, lead), cached)
+        return self._cached[key]
 
     def _low(self, name: str, lead: str) -> CachedTokens:
         """Of an engine that is another one with smaller activations: one copy of the weights and one cache (QSpec)."""
@@ -97,6 +115,10 @@ class EnginePool:
             self._cached[key] = CachedTokens(LowActivations(engine, name), cached)
         return self._cached[key]
 
-    def _shares_weights(self, name: str, lead: str) -> bool:
-        """Whether `lead` can be run as `name`: the cache of the one is that of the other."""
-        return self.bundle.engine(name).cache.owner == lead != name
+    def _load(self, name: str, lead: str | None = None) -> Engine:
+        """Load an engine, with the cache of another one if one is named."""
+        key = name if lead is None else f"{name} in {lead}"
+        if key not in self._loaded:
+            owner = None if lead is None else self._loaded[lead]
+            self._loaded[key] = load_engine(self._options, self.bundle, self.bundle.engine(name), owner)
+        return self._loaded[key]

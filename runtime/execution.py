@@ -82,8 +82,11 @@ def check_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> N
         raise UsageError("--batch-invariant is for --backend onnxruntime: of plans it is not known how they round")
 
 
-def load_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> Engine:
+def load_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry, lead: Engine | None = None) -> Engine:
     """Load an engine.
+
+    Args:
+        lead: the engine whose cache it writes into, on ONNX Runtime; None for a cache of its own.
 
     Raises:
         UsageError: what runs it is not there.
@@ -96,8 +99,12 @@ def load_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry) -> En
         provider = options.provider or "cpu"
         form, library = kernels_of(options, bundle).form(entry)
         graph = bundle.path(form.graph) if options.prepacked is None else options.prepacked / f"{entry.name}.onnx"
+        caches = lead.caches if isinstance(lead, OnnxEngine) else None
         return OnnxEngine(
-            graph, form, provider, options.threads, options.batch_invariant, slots=options.sequences, library=library
+            *(graph, form, provider, options.threads, options.batch_invariant),
+            slots=options.sequences,
+            library=library,
+            caches=caches,
         )
     from quasar.engines.tensorrt.engine import TensorRtEngine
     from quasar.engines.tensorrt.plan import plan_of

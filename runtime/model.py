@@ -13,7 +13,7 @@ from quasar.engines.bundle.bundle import Bundle, open_bundle
 from quasar.engines.engine import Engine
 from quasar.engines.errors import BundleError, QuasarError, UsageError
 from quasar.runtime.answer import Answer, Result
-from quasar.runtime.chain.spec import ChainSpec, build_chain, parse_chain
+from quasar.runtime.chain.spec import QUANTSPEC, ChainSpec, build_chain, parse_chain
 from quasar.runtime.chat import Chat, ChatOptions, Message, Tool, is_messages
 from quasar.runtime.defaults import default_params
 from quasar.runtime.engines import EnginePool
@@ -71,8 +71,12 @@ def choose_chain(bundle: Bundle, chain: str | None) -> ChainSpec:
     default = bundle.manifest.default_chain
     try:
         spec = parse_chain(default if chain is None else chain, default)
-        for name in spec.engines:
-            bundle.engine(name)
+        entries = [bundle.engine(name) for name in spec.engines]
+        if chain is not None and chain.strip() == QUANTSPEC and entries[0].in_own_operators.cache.owner != entries[1].name:
+            raise UsageError(
+                f"chain {QUANTSPEC}: in {bundle.root}, {entries[0].name} has a cache of its own; export with --cache int4, or "
+                f"ask for '{spec}', which is the same without a common cache"
+            )
         return spec
     except UsageError as error:
         if chain is not None:

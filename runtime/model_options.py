@@ -24,8 +24,8 @@ class ModelOptions:
     """How a bundle is run.
 
     Attributes:
-        chain: e.g. `int8`, `prompt-lookup > int8 > float`, or a preset (`plain`, `quasar`, `lossless`, `qspec`); None for the
-            bundle's own.
+        chain: e.g. `int8`, `prompt-lookup > int8 > float`, or a preset (`plain`, `quasar`, `lossless`, `qspec`,
+            `quantspec`); None for the bundle's own.
         sequences: answers that are worked on at the same time; they share passes. At most as many as the bundle was exported
             for.
         backend: `onnxruntime`, `tensorrt` or `tensorrt-rtx`; None for the TensorRT that all engines of the bundle have plans

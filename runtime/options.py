@@ -88,7 +88,7 @@ def _json_or_text(value: str) -> Any:
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "chain": (
         {"metavar": "C"},
-        "e.g. 'prompt-lookup > int8 > float', or plain, quasar, lossless, qspec (default: the bundle's own)",
+        "e.g. 'prompt-lookup > int8 > float', or plain, quasar, lossless, qspec, quantspec (default: the bundle's own)",
     ),
     "sequences": ({"type": int, "metavar": "N"}, "answers that share passes (default: {default})"),
     "draft_length": (

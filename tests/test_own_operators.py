@@ -18,12 +18,14 @@ import torch
 
 from quasar.calibration.schemes import PER_TOKEN, STATIC, TWO_PARTS, Scheme
 from quasar.engines.bundle.bundle import open_bundle
+from quasar.engines.cache import BLOCK, CacheSpec
 from quasar.engines.engine import Feed
 from quasar.engines.errors import BundleError
 from quasar.engines.kernels.library import OFF, Kernels, open_library, own_kernels
 from quasar.engines.onnxruntime.engine import OnnxEngine
 from quasar.engines.onnxruntime.session import create_session
 from quasar.exporter.cli import main as export_main
+from quasar.exporter.graph.attention_onnxruntime import RAGGED_OPERATORS
 from quasar.exporter.graph.builder import QUASAR, GraphBuilder, WeightFile
 from quasar.exporter.graph.linear_onnxruntime import Activation, OwnW8A8Linear, W8A8Linear
 from quasar.runtime import SamplingParams, load
@@ -154,21 +156,29 @@ def test_what_does_not_fit_is_refused(
 SLOTS, HEADS, KV_HEADS, WIDTH, CAPACITY = 2, 4, 2, 32, 48
 
 
-def attention_session(folder: Path, quantized: bool = False, tables: int = CAPACITY, **changes: object) -> ort.InferenceSession:
+def cache_of(dtype: str, capacity: int = CAPACITY, layout: str = "groups") -> CacheSpec:
+    return CacheSpec(1, KV_HEADS, capacity, WIDTH, dtype, SLOTS, "", layout)
+
+
+FLOATS = cache_of("float32")
+
+
+def attention_session(
+    folder: Path, cache: CacheSpec = FLOATS, tables: int | None = None, **changes: object
+) -> ort.InferenceSession:
     """One operator with inputs for everything."""
-    shape = ["slots", KV_HEADS, CAPACITY, WIDTH + (4 if quantized else 0)]
-    dtype = np.int8 if quantized else np.float32
+    shape, dtype = ["slots", *cache.shape], cache.storage
     with WeightFile(folder / "attention.bin") as weights:
         g = GraphBuilder(weights)
         q = g.input("q", np.float32, [1, "rows", "width"])
         k, v = (g.input(name, np.float32, [1, "rows", "kv_width"]) for name in ("k", "v"))
         past = [g.input(f"past.{name}", dtype, shape) for name in ("key", "value")]
         layout = [g.input(name, np.int32, ["slots"]) for name in ("lengths", "last")]
-        angles = np.arange(tables)[:, None] / 100 ** np.linspace(0, 1, WIDTH // 2)
+        angles = angles_of(cache.length if tables is None else tables)
         rope = [g.weight(name, of(angles).astype(np.float32)) for name, of in (("cos", np.cos), ("sin", np.sin))]
-        attributes = {"heads": HEADS, "kv_heads": KV_HEADS, "window": 0, **changes}
-        name = "RaggedAttentionInt8" if quantized else "RaggedAttention"
-        y, *present = g.op(name, q, k, v, *past, *layout, *rope, outputs=3, domain=QUASAR, **attributes)
+        planes = {"capacity": cache.length, "planes": 2} if cache.layout == "planes" else {}
+        attributes = {"heads": HEADS, "kv_heads": KV_HEADS, "window": 0, **planes, **changes}
+        y, *present = g.op(RAGGED_OPERATORS[cache.dtype], q, k, v, *past, *layout, *rope, outputs=3, domain=QUASAR, **attributes)
         g.output("y", y, np.float32, [1, "rows", "width"])
         for kind, value in zip(("key", "value"), present, strict=True):
             g.output(f"present.{kind}", value, dtype, shape)
@@ -176,10 +186,32 @@ def attention_session(folder: Path, quantized: bool = False, tables: int = CAPAC
     return create_session(str(folder / "attention.onnx"), library=own_kernels().library)
 
 
-def attention_inputs(lengths: list[int], last: list[int], quantized: bool = False) -> dict[str, np.ndarray]:
+def angles_of(positions: int) -> np.ndarray:
+    return np.arange(positions)[:, None] / 100 ** np.linspace(0, 1, WIDTH // 2)
+
+
+def rotated_heads(x: np.ndarray, first: int | None) -> np.ndarray:
+    """x [rows, heads * WIDTH] as [heads, rows, WIDTH], rotated from position `first` on."""
+    x = x.reshape(len(x), -1, WIDTH).transpose(1, 0, 2).astype(np.float64)
+    if first is None:
+        return x
+    angles = angles_of(first + x.shape[1])[first:]
+    cos, sin, (low, high) = np.cos(angles), np.sin(angles), np.split(x, 2, axis=-1)
+    return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+
+def plain_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """[rows, heads * WIDTH] of q [heads, rows, WIDTH], k and v [kv heads, positions, WIDTH], visible [rows, positions]."""
+    k, v = (np.repeat(x, len(q) // len(x), axis=0) for x in (k, v))
+    scores = np.where(visible, q @ k.transpose(0, 2, 1) / WIDTH**0.5, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return (weights / weights.sum(-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(q.shape[1], -1)
+
+
+def attention_inputs(lengths: list[int], last: list[int], spec: CacheSpec = FLOATS) -> dict[str, np.ndarray]:
     random, rows = np.random.default_rng(0), sum(lengths)
     sizes = {"q": HEADS * WIDTH, "k": KV_HEADS * WIDTH, "v": KV_HEADS * WIDTH}
-    cache = np.zeros((len(lengths), KV_HEADS, CAPACITY, WIDTH + 4 * quantized), np.int8 if quantized else np.float32)
+    cache = np.zeros((len(lengths), *spec.shape), spec.storage)
     return {
         **{name: random.standard_normal((1, rows, size), np.float32) for name, size in sizes.items()},
         **{"past.key": cache, "past.value": cache.copy()},
@@ -188,28 +220,105 @@ def attention_inputs(lengths: list[int], last: list[int], quantized: bool = Fals
 
 
 @needs_library
-@pytest.mark.parametrize("quantized", [False, True])
-def test_attention_is_that_of_numpy_also_without_a_shared_buffer(tmp_path: Path, quantized: bool) -> None:
-    session = attention_session(tmp_path, quantized)
-    given = attention_inputs([9, 40], [8, 39], quantized)
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_attention_is_that_of_numpy_also_without_a_shared_buffer(tmp_path: Path, dtype: str) -> None:
+    session = attention_session(tmp_path, cache_of(dtype))
+    given = attention_inputs([9, 40], [8, 39], cache_of(dtype))
     y, keys, _ = session.run(None, given)
     assert np.any(keys)
     assert not np.any(given["past.key"])  # a plain run leaves what it was given
-    angles = np.arange(CAPACITY)[:, None] / 100 ** np.linspace(0, 1, WIDTH // 2)
     for first, count in ((0, 9), (9, 40)):
-        cos, sin = np.cos(angles[:count]), np.sin(angles[:count])
+        q, k, v = (rotated_heads(given[name][0, first : first + count], at) for name, at in (("q", 0), ("k", 0), ("v", None)))
+        expected = plain_attention(q, k, v, np.tri(count, dtype=bool))
+        np.testing.assert_allclose(y[0, first : first + count], expected, atol=0.05 if dtype == "int8" else 1e-5)
 
-        def heads(name: str, rotated: bool, first: int = first, count: int = count, cos: Any = cos, sin: Any = sin) -> np.ndarray:
-            x = given[name][0, first : first + count].reshape(count, -1, WIDTH).transpose(1, 0, 2).astype(np.float64)
-            low, high = np.split(x, 2, axis=-1)
-            return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1) if rotated else x
 
-        q, k, v = heads("q", True), heads("k", True), heads("v", False)
-        k, v = (np.repeat(x, HEADS // KV_HEADS, axis=0) for x in (k, v))
-        scores = np.where(np.tri(count, dtype=bool), q @ k.transpose(0, 2, 1) / WIDTH**0.5, -np.inf)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        expected = (weights / weights.sum(-1, keepdims=True) @ v).transpose(1, 0, 2).reshape(count, -1)
-        np.testing.assert_allclose(y[0, first : first + count], expected, atol=0.05 if quantized else 1e-5)
+def as_planes(x: np.ndarray, axis: int, planes: int) -> np.ndarray:
+    """x as 8 bits under a scale along an axis, or the upper halves of them (QuantSpec, arXiv 2502.10424)."""
+    least, most = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
+    step = (most - least) / 240
+    code = np.rint((x - least) / step)
+    return least + step * (code if planes == 2 else (code + 8) // 16 * 16)
+
+
+@needs_library
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("window", [0, 100])
+def test_attention_over_planes_is_that_of_numpy(tmp_path: Path, planes: int, window: int) -> None:
+    spec = cache_of("int4", 384, "planes")
+    session = attention_session(tmp_path, spec, planes=planes, window=window)
+    past = {"past.key": np.zeros((1, *spec.shape), np.uint8), "past.value": np.zeros((1, *spec.shape), np.uint8)}
+    random, end = np.random.default_rng(planes), 0
+    seen = {name: np.empty((0, KV_HEADS * WIDTH), np.float32) for name in ("k", "v")}
+    # the last two are what a draft is: dropped, and another one in its place
+    for start, count in ((0, 64), (64, 50), (114, 64), (178, 1), (179, 33), (212, 60), (250, 64), (314, 40), (320, 7)):
+        assert start <= end
+        end = start + count
+        rows = {name: random.standard_normal((1, count, size)) for name, size in (("q", HEADS * WIDTH), ("k", KV_HEADS * WIDTH))}
+        given = {name: x.astype(np.float32) for name, x in {**rows, "v": random.standard_normal(rows["k"].shape)}.items()}
+        seen = {name: np.concatenate([x[:start], given[name][0]]) for name, x in seen.items()}
+        layout = {"lengths": np.array([count], np.int32), "last": np.array([end - 1], np.int32)}
+        y, past["past.key"], past["past.value"] = session.run(None, {**given, **past, **layout})
+        q, k, v = rotated_heads(given["q"][0], start), rotated_heads(seen["k"], 0), rotated_heads(seen["v"], None)
+        blocks = [k[:, begin : begin + BLOCK] for begin in range(0, end, BLOCK)]
+        old_k = np.concatenate([as_planes(block, 1, planes) for block in blocks], axis=1)
+        old_v = as_planes(v, 2, planes)
+        for row, position in enumerate(range(start, end)):
+            exact = max(position // BLOCK - 1, 0) * BLOCK  # the newest BLOCK to 2 * BLOCK are as they were
+            keys = np.concatenate([old_k[:, :exact], k[:, exact : position + 1]], axis=1)
+            values = np.concatenate([old_v[:, :exact], v[:, exact : position + 1]], axis=1)
+            visible = np.arange(position + 1)[None] > (position - window if window else -1)
+            expected = plain_attention(q[:, row : row + 1], keys, values, visible)
+            np.testing.assert_allclose(y[0, row : row + 1], expected, atol=2e-3)
+
+
+@needs_library
+def test_positions_that_are_taken_back_far_come_from_planes(tmp_path: Path) -> None:
+    spec = cache_of("int4", 512, "planes")
+    session, random = attention_session(tmp_path, spec), np.random.default_rng(0)
+    sizes = {"q": HEADS * WIDTH, "k": KV_HEADS * WIDTH, "v": KV_HEADS * WIDTH}
+    rows = {name: random.standard_normal((1, 450, size)).astype(np.float32) for name, size in sizes.items()}
+
+    def feed(past: dict[str, np.ndarray], start: int, end: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        parts = []
+        for begin in range(start, end, BLOCK):
+            until = min(begin + BLOCK, end)
+            layout = {"lengths": np.array([until - begin], np.int32), "last": np.array([until - 1], np.int32)}
+            y, keys, values = session.run(None, {**{n: x[:, begin:until] for n, x in rows.items()}, **past, **layout})
+            parts.append(y)
+            past = {"past.key": keys, "past.value": values}
+        return np.concatenate(parts, axis=1), past
+
+    empty = {f"past.{kind}": np.zeros((1, *spec.shape), np.uint8) for kind in ("key", "value")}
+    first, past = feed(empty, 0, 450)
+    for start in (100, 200, 449):
+        again, past = feed(past, start, 450)
+        difference = np.abs(again - first[:, start:])
+        # what was in float comes back in 8 bits; what still was in float is the same
+        assert difference.max() < (0.05 if start < 300 else 1e-30)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"capacity": 100}, "capacity must be a multiple of 64"),
+        ({"capacity": 1 << 40}, "at most 2\\^24"),
+        ({"capacity": 64}, "or planes of their capacity"),
+        ({"planes": 3}, "planes must be 1 or 2"),
+    ],
+)
+def test_planes_of_another_size_are_refused(tmp_path: Path, changes: dict[str, int], message: str) -> None:
+    spec = cache_of("int4", 128, "planes")
+    with pytest.raises(Exception, match=message):
+        attention_session(tmp_path, spec, **changes).run(None, attention_inputs([2, 1], [12, 3], spec))
+
+
+@needs_library
+def test_more_rows_than_a_block_are_refused_beside_planes(tmp_path: Path) -> None:
+    spec = cache_of("int4", 128, "planes")
+    with pytest.raises(Exception, match="a slot takes at most 64 rows at a time"):
+        attention_session(tmp_path, spec).run(None, attention_inputs([65], [64], spec))
 
 
 @needs_library
@@ -294,38 +403,6 @@ def test_an_export_without_own_operators(tmp_path: Path) -> None:
     with load(tmp_path / "b", "int8") as model:
         assert model.kernels["int8"].startswith("stock")
         assert model.generate("A baker has", SamplingParams(max_new_tokens=4)).ids
-
-
-@needs_library
-def test_an_export_with_int8_caches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--model", "demo", "--engines", "float,int8,int4", "--cache", "int8", "--output", str(tmp_path / "b")]
-    assert export_main(arguments) == 0
-    said = capsys.readouterr().out
-    assert "int8: 6.7 MB a sequence of 4096 positions, int8; 25.2 MB in stock operators, float32" in said
-    assert "float: 25.2 MB a sequence of 4096 positions, float32\n" in said
-    bundle = open_bundle(tmp_path / "b")
-    assert bundle.manifest.engines["int8"].gate["mean_kl"] < 0.002
-    text, params = "A baker has 24 rolls and sells half of them.", SamplingParams(max_new_tokens=40)
-    with load(tmp_path / "b", "prompt-lookup,int4 > int8") as model, load(tmp_path / "b", "int8", kernels="off") as stock:
-        assert model.kernels["int8"] == f"{own_kernels().name}, int8 cache"
-        drafted = model.generate(text, params)
-        assert drafted.statistics.levels[-1].accepted > 0
-        assert stock.generate(text, params).ids  # its caches are float, so near-ties fall otherwise
-    with load(tmp_path / "b", "int8") as alone:  # exact relative to the engine with the same cache
-        assert alone.generate(text, params).ids == drafted.ids
-
-
-def test_int8_caches_are_for_own_operators(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = ["--model", "demo", "--engines", "int4", "--cache", "int8", "--output", str(tmp_path / "b")]
-    for more in (["--kernels", "off"], ["--provider", "cuda"], ["--backend", "tensorrt-rtx"]):
-        assert export_main([*arguments, *more]) == 2
-        assert "--cache int8: only own operators on a CPU have such caches" in capsys.readouterr().err
-    monkeypatch.setattr("quasar.exporter.caches.own_kernels", lambda: Kernels(reason="own operators were not built"))
-    assert export_main(arguments) == 2
-    assert capsys.readouterr().err == "quasar-export: --cache int8: own operators were not built\n"
-    assert not (tmp_path / "b").exists()
 
 
 def test_a_graph_that_is_not_listed_is_not_loaded(demo_bundle: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def cache_of(model: Model, name: str) -> list[np.ndarray]:
     """Keys and values of the first slot by layer, [heads, length, head_dim] each."""
     engine = model.engines[name]
     assert isinstance(engine, OnnxEngine)
-    return [tensor[0] for tensor in engine._caches._tensors.values()]
+    return [tensor[0] for tensor in engine.caches.tensors.values()]
 
 
 def test_what_is_kept_of_the_cache_is_what_a_precise_run_writes(bundle: Path) -> None:

@@ -89,7 +89,7 @@ def _parse_engine(name: str, value: Any, where: str) -> EngineEntry:
 
 def _parse_own(r: _Reader, stock: CacheSpec) -> OwnForm:
     cache = _parse_cache(_Reader(r.get("cache", dict), f"{r.where}: cache"))
-    if replace(cache, dtype=stock.dtype, layout=stock.layout) != stock:
+    if replace(cache, dtype=stock.dtype, layout=stock.layout, owner=stock.owner) != stock:
         raise BundleError(f"{r.where}: its cache is of other keys and values than the engine's; export the bundle again")
     return OwnForm(r.get("graph", str), r.get("attention", str), cache)
 
@@ -209,6 +209,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
         raise BundleError(f"{where}: there is no engine in it; export the bundle again")
     _check_owners({name: engine.cache for name, engine in engines.items()}, engines, where)
     _check_owners({name: engine.plan.cache for name, engine in engines.items() if engine.plan}, engines, where)
+    _check_owners({name: engine.own.cache for name, engine in engines.items() if engine.own}, engines, where)
     stop_token_ids = r.integers("stop_token_ids")
     if any(not 0 <= token < MAX_VOCAB for token in stop_token_ids):
         raise BundleError(f"{where}: stop_token_ids {list(stop_token_ids)[:8]} are not token ids; export the bundle again")

@@ -55,28 +55,31 @@ class SlotCaches:
     Args:
         slots: how many; `spec` says for how many there may be room.
         device: `cpu` or `cuda`.
+
+    Attributes:
+        tensors: [slots, *shape], by name.
     """
 
     def __init__(self, spec: CacheSpec, slots: int, device: str) -> None:
-        self._dtype = np.dtype(spec.dtype)
+        self._dtype = spec.storage
         self._device = device
         self._shape = spec.shape
         self._stride = int(np.prod(self._shape)) * self._dtype.itemsize
-        self._tensors = {name: self._allocate((slots, *self._shape)) for name in spec.names}
+        self.tensors = {name: self._allocate((slots, *self._shape)) for name in spec.names}
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self.tensors)
 
     def bind(self, binding: Any, slot: int, slots: int) -> None:
         """Bind `slots` slots from `slot` on to a run, past and present alike."""
-        for name, tensor in self._tensors.items():
+        for name, tensor in self.tensors.items():
             pointer = (tensor.ctypes.data if self._device == "cpu" else tensor.data_ptr()) + slot * self._stride
             for bind, side in ((binding.bind_input, "past"), (binding.bind_output, "present")):
                 bind(f"{side}.{name}", self._device, 0, self._dtype, (slots, *self._shape), pointer)
 
     def clear(self) -> None:
         """Free the memory; no binding may be run afterwards."""
-        self._tensors.clear()
+        self.tensors.clear()
 
     def _allocate(self, shape: tuple[int, ...]) -> Any:
         if self._device == "cpu":

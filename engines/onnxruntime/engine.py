@@ -41,6 +41,7 @@ class OnnxEngine:
             int8 Q/DQ pairs can break them.
         slots: sequences to make room for; None for as many as the engine was exported for.
         library: of own operators, for a graph that uses them.
+        caches: those of the engine that owns this one's cache; None for caches of its own.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class OnnxEngine:
         optimize: bool = True,
         slots: int | None = None,
         library: Path | None = None,
+        caches: SlotCaches | None = None,
     ) -> None:
         if batch_invariant and entry.precision not in BATCH_INVARIANT:
             raise UsageError(
@@ -64,11 +66,12 @@ class OnnxEngine:
         slots = entry.slots if slots is None else slots
         # a row less than a slot holds: beside a longer feed, the attention operator finds no room in an idle slot
         usable = entry.max_length - self._doubles
-        longest = min(MAX_ROWS, usable - 1)
-        self._spec = EngineSpec(entry.name, entry.vocab_size, usable, longest, slots, entry.precision)
+        longest = min(MAX_ROWS, usable - 1, entry.cache.max_tokens or MAX_ROWS)
+        rounds_old = entry.cache.layout == "planes"
+        self._spec = EngineSpec(entry.name, entry.vocab_size, usable, longest, slots, entry.precision, rounds_old)
         self._device = "cpu" if provider == "cpu" else "cuda"
         require_runtime(entry, provider)
-        if self._device == "cpu":
+        if self._device == "cpu" and caches is None:
             require_memory(entry, slots)
         self._session = create_session(str(graph), provider, threads, optimize, library)
         self._inputs, self._chooses = check_graph(self._session, entry, str(graph))
@@ -80,7 +83,13 @@ class OnnxEngine:
         self._logits: Float32 = zeros((0,))
         self._scratch: Float32 = zeros((entry.vocab_size,))
         self._bindings: dict[tuple[int, int], Any] = {}
-        self._caches = SlotCaches(entry.cache, slots, self._device)
+        self._owns_caches = caches is None
+        self._caches = SlotCaches(entry.cache, slots, self._device) if caches is None else caches
+
+    @property
+    def caches(self) -> SlotCaches:
+        """Its caches, for an engine whose cache it owns."""
+        return self._caches
 
     @property
     def spec(self) -> EngineSpec:
@@ -177,9 +186,10 @@ class OnnxEngine:
         return time.perf_counter() - begin
 
     def close(self) -> None:
-        """Free the session and the cache; the engine cannot be used afterwards."""
+        """Free the session and the cache, if it is its own; the engine cannot be used afterwards."""
         self._bindings.clear()
-        self._caches.clear()
+        if self._owns_caches:
+            self._caches.clear()
         del self._session
 
     def _logits_buffer(self, rows: int) -> Float32:

@@ -20,7 +20,7 @@ PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-TENSOR_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int8": "tensor(int8)"}
+TENSOR_TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int8": "tensor(int8)", "int4": "tensor(uint8)"}
 INT32, INT64 = "tensor(int32)", "tensor(int64)"
 INPUTS: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "packed": {

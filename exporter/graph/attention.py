@@ -26,8 +26,7 @@ Tables = list[tuple[ir.Value, ir.Value]]
 class Attention(Protocol):
     """One form of attention, made once per graph and called once per layer.
 
-    All are made from: the graph, the architecture, positions of a slot, the graph's `input_ids`, and the type of the caches, see
-    `CacheSpec.dtype`.
+    All are made from: the graph, the architecture, the cache, and the graph's `input_ids`.
     """
 
     def __call__(

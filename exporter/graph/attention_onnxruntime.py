@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from quasar.engines.cache import BLOCK, CacheSpec
 from quasar.exporter.graph.attention import Tables, positions_of, rotate_rows, to_float, to_half, write_tables
 from quasar.exporter.graph.builder import MICROSOFT, QUASAR, GraphBuilder
 from quasar.exporter.model.architecture import Architecture
 
 UNUSED_INPUTS = 7
 """Optional inputs of GroupQueryAttention between the rotary tables and the lengths of ragged batches."""
+RAGGED_OPERATORS = {"float32": "RaggedAttention", "int8": "RaggedAttentionInt8", "int4": "RaggedAttentionInt4"}
+"""Ours, by the type of the cache."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,15 @@ class FusedAttention:
     lengths: ir.Value | None = None
 
     @classmethod
-    def create(
-        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, cache_type: str
-    ) -> FusedAttention:
+    def create(cls, g: GraphBuilder, architecture: Architecture, cache: CacheSpec, input_ids: ir.Value) -> FusedAttention:
         """Write what all layers share: rotary tables and lengths."""
         start = g.input("start", np.int64, [1])
         with g.scope("position"):
             end = g.op("Add", start, g.op("Shape", input_ids, start=1, end=2))
             last = g.op("Cast", g.op("Sub", end, g.constant([1], np.int64)), to=ir.DataType.INT32)
             total = g.op("Cast", g.op("ReduceMax", end, keepdims=0), to=ir.DataType.INT32)
-        half = cache_type == "float16"
-        tables = cls.tables_of(g, architecture, max_length, half)
+        half = cache.dtype == "float16"
+        tables = cls.tables_of(g, architecture, cache.length, half)
         return cls(g, architecture, tables, lambda: positions_of(g, input_ids, start), last, total, half)
 
     @staticmethod
@@ -106,9 +107,7 @@ class PackedAttention:
     to_rows: ir.Value
 
     @classmethod
-    def create(
-        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, cache_type: str
-    ) -> PackedAttention:
+    def create(cls, g: GraphBuilder, architecture: Architecture, cache: CacheSpec, input_ids: ir.Value) -> PackedAttention:
         """Write what all layers share: rotary tables and lengths."""
         to_slots = g.input("to_slots", np.int64, ["slots", "width", 2])
         to_rows = g.input("to_rows", np.int64, [1, "length", 2])
@@ -116,8 +115,8 @@ class PackedAttention:
         last = g.input("last", np.int32, ["slots"])
         with g.scope("position"):
             total = g.op("Add", g.op("ReduceMax", last, keepdims=0), g.constant(1, np.int32))
-        half = cache_type == "float16"
-        tables = FusedAttention.tables_of(g, architecture, max_length, half)
+        half = cache.dtype == "float16"
+        tables = FusedAttention.tables_of(g, architecture, cache.length, half)
         fused = FusedAttention(g, architecture, tables, lambda: _positions_input(g), last, total, half, lengths)
         return cls(g, fused, to_slots, to_rows)
 
@@ -144,7 +143,7 @@ class RaggedAttention:
     Attributes:
         lengths: int32 [slots], new tokens of each slot, whose rows follow each other.
         last: int32 [slots], position of each slot's last new token.
-        quantized: caches are int8.
+        planes: of an int4 cache, that are read.
     """
 
     g: GraphBuilder
@@ -152,15 +151,19 @@ class RaggedAttention:
     tables: Tables
     lengths: ir.Value
     last: ir.Value
-    quantized: bool
+    cache: CacheSpec
+    planes: int = 2
 
     @classmethod
-    def create(
-        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, cache_type: str
-    ) -> RaggedAttention:
+    def create(cls, g: GraphBuilder, architecture: Architecture, cache: CacheSpec, input_ids: ir.Value) -> RaggedAttention:
         """Write what all layers share: rotary tables and lengths."""
         lengths, last = g.input("lengths", np.int32, ["slots"]), g.input("last", np.int32, ["slots"])
-        return cls(g, architecture, write_tables(g, architecture, max_length, half=False), lengths, last, cache_type == "int8")
+        return cls(g, architecture, write_tables(g, architecture, cache.length, half=False), lengths, last, cache)
+
+    @property
+    def coarse(self) -> RaggedAttention:
+        """The same that reads the upper plane of an int4 cache alone."""
+        return replace(self, planes=1)
 
     def __call__(
         self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value, rotated: bool
@@ -168,14 +171,16 @@ class RaggedAttention:
         """See `Attention`."""
         a = self.architecture
         rope = None if rotated else a.layer_ropes[layer]
+        in_planes = {"capacity": -(-self.cache.length // BLOCK) * BLOCK, "planes": self.planes}
         context, *present = self.g.op(
-            "RaggedAttentionInt8" if self.quantized else "RaggedAttention",
+            RAGGED_OPERATORS[self.cache.dtype],
             *(q, k, v, past_key, past_value, self.lengths, self.last, *(() if rope is None else self.tables[rope])),
             outputs=3,
             domain=QUASAR,
             heads=a.num_attention_heads,
             kv_heads=a.num_key_value_heads,
             window=a.sliding_windows[layer] or 0,
+            **(in_planes if self.cache.layout == "planes" else {}),
         )
         return context, present[0], present[1]
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from quasar.engines.cache import CacheSpec
 from quasar.exporter.graph.attention import Tables, positions_of, to_float, to_half, write_tables
 from quasar.exporter.graph.builder import GraphBuilder
 from quasar.exporter.model.architecture import Architecture
@@ -35,9 +36,7 @@ class PortableAttention:
     half: bool
 
     @classmethod
-    def create(
-        cls, g: GraphBuilder, architecture: Architecture, max_length: int, input_ids: ir.Value, cache_type: str
-    ) -> PortableAttention:
+    def create(cls, g: GraphBuilder, architecture: Architecture, cache: CacheSpec, input_ids: ir.Value) -> PortableAttention:
         """Write what all layers share: rotary tables, positions and masks."""
         start = g.input("start", np.int64, [_batch(input_ids)])
         key = g.input("context", np.int64, ["context"])
@@ -51,8 +50,8 @@ class PortableAttention:
                 first_hidden = g.op("Sub", query, g.constant(window, np.int64))
                 masks[window] = g.op("And", causal, g.op("Greater", key, first_hidden))
             length = g.op("Shape", key)
-        tables = write_tables(g, architecture, max_length, half=False)
-        return cls(g, architecture, tables, start, positions, length, masks, cache_type == "float16")
+        tables = write_tables(g, architecture, cache.length, half=False)
+        return cls(g, architecture, tables, start, positions, length, masks, cache.dtype == "float16")
 
     def __call__(
         self, layer: int, q: ir.Value, k: ir.Value, v: ir.Value, past_key: ir.Value, past_value: ir.Value, rotated: bool

@@ -42,6 +42,9 @@ class Decoder:
             and attention is float32 all the same: some models' hidden states leave the range of float16.
         choices: also give `best` [B, R], the likeliest token of each row, and `confidence` [B, R], its probability, so that
             greedy decoding need not take logits off the device.
+        coarse: of an int4 cache, read the upper plane alone.
+        value_scale: gives, for a layer's prefix, by what values are divided in the cache that another engine owns, float32
+            [Hkv * D], or None; what attention makes of them is multiplied by it.
     """
 
     architecture: Architecture
@@ -54,12 +57,16 @@ class Decoder:
     layers: tuple[int, ...] | None = None
     cache_type: str = "float32"
     choices: bool = False
+    coarse: bool = False
+    value_scale: Callable[[str], torch.Tensor | None] | None = None
 
     def cache(self, owner: str) -> CacheSpec:
         """The cache that the graph reads and writes; see `CacheSpec` for its owner."""
         a = self.architecture
         layers = a.num_hidden_layers if self.layers is None else len(self.layers)
-        layout = "groups" if self.attention == "ragged" else "positions"
+        layout = "positions"
+        if self.attention == "ragged":
+            layout = "planes" if self.cache_type == "int4" else "groups"
         return CacheSpec(layers, a.num_key_value_heads, self.max_length, a.head_dim, self.cache_type, self.slots, owner, layout)
 
     def write(self, g: GraphBuilder, source: TensorSource, advance: Callable[[], object] = lambda: None) -> None:
@@ -68,8 +75,10 @@ class Decoder:
         batch: int | str = "batch" if self.attention == "portable" and self.slots > 1 else 1
         input_ids = g.input("input_ids", np.int64, [batch, "length"])
         rows = g.input("rows", np.int64, [batch, "rows"])
-        cache_shape = ["slots" if self.attention in ("packed", "ragged") else batch, *self.cache("").shape]
-        attend = ATTENTION[self.attention].create(g, a, self.max_length, input_ids, self.cache_type)
+        cache = self.cache("")
+        cache_shape = ["slots" if self.attention in ("packed", "ragged") else batch, *cache.shape]
+        attend = ATTENTION[self.attention].create(g, a, cache, input_ids)
+        attend = attend.coarse if self.coarse else attend
 
         with g.scope("model"):
             with g.scope("embed_tokens"):
@@ -77,13 +86,19 @@ class Decoder:
             update = None  # what the last block adds to the residual stream; added inside the next norm
             layers = tuple(range(a.num_hidden_layers)) if self.layers is None else self.layers
             for place, layer in enumerate(layers):
-                past = [g.input(f"past.{place}.{kind}", self.cache_type, cache_shape) for kind in ("key", "value")]
+                past = [g.input(f"past.{place}.{kind}", cache.storage, cache_shape) for kind in ("key", "value")]
                 prefix = f"model.layers.{layer}"
                 with g.scope(f"layers.{layer}"):
                     x, hidden = self._read(g, source, f"{prefix}.input_layernorm", hidden, update)
                     with g.scope("self_attn"):
                         q, k, v = self._project_qkv(g, source, prefix, x, attend, layer)
+                        scale = None if self.value_scale is None else self.value_scale(prefix)
+                        if scale is not None:
+                            v = g.op("Div", v, g.weight(f"{prefix}.value_scale", scale.numpy()))
                         context, *present = attend(layer, q, k, v, past[0], past[1], rotated=a.qk_norm_after_rope)
+                        if scale is not None:
+                            by_query = scale.view(-1, 1, a.head_dim).expand(-1, a.query_groups, -1).flatten()
+                            context = g.op("Mul", context, g.weight(f"{prefix}.context_scale", by_query.numpy()))
                         if layer == layers[-1]:  # beyond its keys and values, only wanted rows matter
                             context, hidden = (self._select(g, value, rows) for value in (context, hidden))
                         update = self._linear(g, source, prefix, "self_attn.o_proj", context)
@@ -92,7 +107,7 @@ class Decoder:
                     with g.scope("mlp"):
                         update = self._norm_after(g, source, f"{prefix}.mlp.output_norm", self._mlp(g, source, prefix, x))
                 for kind, value in zip(("key", "value"), present, strict=True):
-                    g.output(f"present.{place}.{kind}", value, self.cache_type, cache_shape)
+                    g.output(f"present.{place}.{kind}", value, cache.storage, cache_shape)
                 advance()
             x, _ = self._norm(g, source, "model.norm", hidden, update)
         with g.scope("lm_head"):

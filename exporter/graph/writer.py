@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from quasar.calibration.smoothquant import Smoothed
 from quasar.engines.bundle.manifest import ONNXRUNTIME, EngineEntry, OwnForm
 from quasar.exporter.graph.attention import can_fuse
 from quasar.exporter.graph.blueprint import Blueprint, for_own_operators, for_tensorrt, int8_rows_first
@@ -14,6 +15,9 @@ from quasar.exporter.graph.builder import GraphBuilder, WeightFile
 from quasar.exporter.graph.decoder import AttentionForm, Decoder
 from quasar.exporter.plans.build import PlanGraph, graph_label
 from quasar.exporter.progress import Progress
+
+DRAFTS = "w4a8"
+"""The precision of engines that are made to draft."""
 
 
 def write_engines(
@@ -44,8 +48,11 @@ def write_engines(
             written = _write(root, f"{blueprint.name}.onnx", stock, decoder, files, progress)
             entry = _entry(blueprint, decoder, written)
             if own_cache is not None and (own := _own_decoder(decoder, blueprint, own_cache)):
+                host = _host(blueprint, blueprints) if own.coarse else None
+                if host is not None and isinstance(host.source, Smoothed):
+                    own = dataclasses.replace(own, value_scale=host.source.value_scale)
                 graph = _write(root, f"{blueprint.name}.own.onnx", blueprint, own, files, progress)[0]
-                form = OwnForm(graph, own.attention, own.cache(entry.cache.owner))
+                form = OwnForm(graph, own.attention, own.cache(entry.cache.owner if host is None else host.name))
                 entry = dataclasses.replace(entry, files=(*entry.files, graph), own=form)
             entries.append(entry)
             if explicit := explicit_forms.get(blueprint.name):
@@ -73,8 +80,15 @@ def _own_decoder(stock: Decoder, blueprint: Blueprint, cache_type: str) -> Decod
     decoder = dataclasses.replace(stock, linear=own.linear, lm_head=own.lm_head)
     if can_fuse(blueprint.architecture):
         exact = blueprint.precision == "float32"  # what others are compared with
-        decoder = dataclasses.replace(decoder, attention="ragged", cache_type="float32" if exact else cache_type)
+        coarse = cache_type == "int4" and blueprint.precision == DRAFTS
+        decoder = dataclasses.replace(decoder, attention="ragged", cache_type="float32" if exact else cache_type, coarse=coarse)
     return None if decoder == stock else decoder
+
+
+def _host(draft: Blueprint, blueprints: Sequence[Blueprint]) -> Blueprint | None:
+    """The engine in whose cache a draft reads upper planes: the int8 one of the same layers; None for its own."""
+    same = (other for other in blueprints if (other.model, other.layers) == (draft.model, draft.layers))
+    return next((other for other in same if other.precision == "w8a8"), None)
 
 
 def _decoder(blueprint: Blueprint, attention: AttentionForm, max_length: int, slots: int) -> Decoder:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quasar.engines.cache import exact_after
 from quasar.engines.engine import Engine, Feed, Scores
 
 
@@ -38,7 +39,8 @@ class CachedTokens:
     """Feeds an engine, and knows which tokens its cache holds.
 
     The engine may lag behind a sequence: what it has not seen is fed before what is asked for. Dropping rejected tokens is
-    forgetting that they are there.
+    forgetting that they are there. Where so many are dropped that the cache has rounded what is left, all is forgotten: scores
+    are those of the text, not of what a slot held before.
 
     Args:
         lead: the cached tokens of an engine that writes into the same cache, more exactly: what that holds need not be fed
@@ -49,6 +51,8 @@ class CachedTokens:
         self.engine = engine
         self._lead = lead
         self._held: list[list[int]] = [[] for _ in range(engine.spec.slots)]
+        # positions that were filled since a slot was empty; engines on one cache have them in common
+        self._written: list[int] = [0] * engine.spec.slots if lead is None else lead._written
 
     @property
     def follows(self) -> bool:
@@ -60,15 +64,21 @@ class CachedTokens:
         return self._held[slot]
 
     def shared(self, slot: int, tokens: list[int]) -> int:
-        """How many tokens a slot shares with the beginning of `tokens`."""
+        """How many tokens that a slot shares with the beginning of `tokens` need not be fed again."""
         held = self._held[slot]
         if held == tokens[: len(held)]:
             return len(held)
-        return next(i for i, (mine, theirs) in enumerate(zip([*held, -1], [*tokens, -2], strict=False)) if mine != theirs)
+        pairs = enumerate(zip([*held, -1], [*tokens, -2], strict=False))
+        return self._exact(slot, next(i for i, (mine, theirs) in pairs if mine != theirs))
 
     def truncate(self, slot: int, length: int) -> None:
-        """Forget a slot from position `length` on."""
-        del self._held[slot][length:]
+        """Forget a slot from position `length` on, and all of it where what is left was rounded."""
+        if length < len(self._held[slot]):
+            del self._held[slot][self._exact(slot, length) :]
+
+    def _exact(self, slot: int, length: int) -> int:
+        """`length`, or 0 where the cache no longer has so many positions as a row behind them would have seen them."""
+        return 0 if self.engine.spec.rounds_old and not exact_after(length, self._written[slot]) else length
 
     def clear(self) -> None:
         """Forget everything: after a pass that failed nobody knows what was written."""
@@ -103,6 +113,7 @@ class CachedTokens:
     def _feed(self, parts: Sequence[tuple[Feed, Wanted]]) -> Scores:
         scores = self.engine.score([feed for feed, _ in parts])
         for feed, one in parts:
+            self._written[feed.slot] = max(self._written[feed.slot], feed.end) if feed.start else feed.end
             held = self._held[feed.slot]
             held.extend(one.slice(len(held), feed.end))
         return scores

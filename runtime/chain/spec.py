@@ -17,10 +17,13 @@ WEIGHTLESS: Mapping[str, Callable[[], Proposer]] = {
     "suffix": Suffix,
     "suffix-pool": lambda: Suffix(SuffixPool()),
 }
+QUANTSPEC = "quantspec"
+"""The preset whose draft reads the upper halves of its verifier's cache."""
 PRESETS: Mapping[str, str] = {
     "quasar": "prompt-lookup > int8",
     "lossless": "prompt-lookup > int8 > float",
     "qspec": "int4 > int4-a16",
+    QUANTSPEC: "int4 > int8",
 }
 PLAIN = "plain"
 """The preset of the default chain's last engine alone."""
