@@ -61,11 +61,16 @@ class CacheSpec:
         if self.layout == "positions":
             return self.heads, self.length, self.head_dim
         if self.layout == "planes":
-            blocks = -(-self.length // BLOCK)
-            floats = blocks * 2 * max(self.head_dim, BLOCK) + RECENT * self.head_dim
-            return self.heads, 1, blocks * BLOCK * self.head_dim + FLOAT_BYTES * floats + PLANES_END_BYTES
+            floats = self.capacity // BLOCK * 2 * max(self.head_dim, BLOCK) + RECENT * self.head_dim
+            return self.heads, 1, self.capacity * self.head_dim + FLOAT_BYTES * floats + PLANES_END_BYTES
         scale = FLOAT_BYTES if self.dtype == "int8" else 0
-        return self.heads, -(-self.length // GROUP) * GROUP, self.head_dim + scale
+        return self.heads, self.capacity, self.head_dim + scale
+
+    @property
+    def capacity(self) -> int:
+        """Positions that a slot's tensors have room for: `length`, and what fills the last group or block."""
+        together = {"positions": 1, "groups": GROUP, "planes": BLOCK}[self.layout]
+        return -(-self.length // together) * together
 
     @property
     def storage(self) -> np.dtype:

@@ -87,20 +87,17 @@ class EnginePool:
         if lead is not None and self.bundle.engine(name).cache.owner == lead:
             return self._low(name, lead)
         if lead is not None and running_entry(self._options, self.bundle, self.bundle.engine(name)).cache.owner == lead:
-            return self._guest(name, lead)
+            return self._own(name, lead)
         return self._own(name)
 
-    def _own(self, name: str) -> CachedTokens:
-        if name not in self._cached:
-            self._cached[name] = CachedTokens(self._load(name))
-        return self._cached[name]
-
-    def _guest(self, name: str, lead: str) -> CachedTokens:
-        """Of an engine that reads and writes the cache of another one, and has weights of its own (QuantSpec)."""
-        key = f"{name} in {lead}"
+    def _own(self, name: str, lead: str | None = None) -> CachedTokens:
+        """Of an engine with weights of its own; with `lead`, it reads and writes that one's cache (QuantSpec)."""
+        key = name if lead is None else f"{name} in {lead}"
         if key not in self._cached:
-            cached = self._own(lead)
-            self._cached[key] = CachedTokens(self._load(name, lead), cached)
+            host = None if lead is None else self._own(lead)
+            entry = self.bundle.engine(name)
+            self._loaded[key] = load_engine(self._options, self.bundle, entry, None if host is None else host.engine)
+            self._cached[key] = CachedTokens(self._loaded[key], host)
         return self._cached[key]
 
     def _low(self, name: str, lead: str) -> CachedTokens:
@@ -110,15 +107,6 @@ class EnginePool:
             from quasar.engines.onnxruntime.engine import LowActivations, OnnxEngine
 
             cached = self._own(lead)
-            engine = self._loaded[lead]
-            assert isinstance(engine, OnnxEngine)  # no plan has activations that can be chosen
-            self._cached[key] = CachedTokens(LowActivations(engine, name), cached)
+            assert isinstance(cached.engine, OnnxEngine)  # no plan has activations that can be chosen
+            self._cached[key] = CachedTokens(LowActivations(cached.engine, name), cached)
         return self._cached[key]
-
-    def _load(self, name: str, lead: str | None = None) -> Engine:
-        """Load an engine, with the cache of another one if one is named."""
-        key = name if lead is None else f"{name} in {lead}"
-        if key not in self._loaded:
-            owner = None if lead is None else self._loaded[lead]
-            self._loaded[key] = load_engine(self._options, self.bundle, self.bundle.engine(name), owner)
-        return self._loaded[key]

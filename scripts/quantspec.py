@@ -52,7 +52,7 @@ def with_own_cache(bundle: Bundle) -> Bundle:
 def fill(engine: OnnxEngine, spec: CacheSpec, positions: int, random: np.random.Generator) -> None:
     """Noise of about the size of keys and values at the first positions of the one slot."""
     blocks = -(-positions // BLOCK)
-    numbers, most = blocks * BLOCK * spec.head_dim, -(-spec.length // BLOCK) * BLOCK * spec.head_dim
+    numbers, most = blocks * BLOCK * spec.head_dim, spec.capacity * spec.head_dim
     for tensor in engine.caches.tensors.values():
         for head in tensor.reshape(spec.heads, -1):
             if spec.dtype == "float32":

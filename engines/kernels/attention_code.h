@@ -25,6 +25,12 @@ struct Planes {
 
 constexpr size_t scales_of_block(size_t dim) { return 2 * (dim > BLOCK ? dim : BLOCK); }
 
+// The planes of a block.
+inline Planes planes_of(const Planes& planes, size_t block, size_t dim) {
+    const size_t bytes = block * BLOCK * dim / 2;
+    return {planes.upper + bytes, planes.lower + bytes, planes.scales + block * scales_of_block(dim)};
+}
+
 // The cache of one KV head of one sequence: float; int8 where there are scales; or planes, and the newest positions in float.
 struct HeadCache {
     void* keys;           // [length / GROUP, dim, GROUP]; beside planes, positions stand at their remainder by RECENT

@@ -17,7 +17,7 @@ struct UpperHalves {
     static constexpr float FACTOR = 16, SHIFT = 0;
     const uint8_t* upper;
 
-    UpperHalves(const Planes& planes, size_t first) : upper(planes.upper + first / 2) {}
+    explicit UpperHalves(const Planes& block) : upper(block.upper) {}
     typename Set::Integers load(size_t group, int part) const { return Set::upper_halves(upper + group * GROUP, part); }
     void fetch(size_t group) const { _mm_prefetch(reinterpret_cast<const char*>(upper + group * GROUP), _MM_HINT_T0); }
 };
@@ -28,7 +28,7 @@ struct BothHalves {
     static constexpr float FACTOR = 1, SHIFT = -8;
     const uint8_t *upper, *lower;
 
-    BothHalves(const Planes& planes, size_t first) : upper(planes.upper + first / 2), lower(planes.lower + first / 2) {}
+    explicit BothHalves(const Planes& block) : upper(block.upper), lower(block.lower) {}
     typename Set::Integers load(size_t group, int part) const {
         return Set::both_halves(upper + group * GROUP, lower + group * GROUP, part);
     }
@@ -82,13 +82,15 @@ struct PlanesBlock {
     float offsets[Set::LANES];    // of scores
 
     // Rows from `row` of the tile on are asked for; `integers` [dim / 2, LANES] get their queries.
-    PlanesBlock(const HeadCache& cache, const Tile& tile, int32_t* integers, size_t row)
-        : keys(cache.key_planes, tile.first * tile.dim), values(cache.value_planes, tile.first * tile.dim), pairs(integers + row) {
+    PlanesBlock(const Planes& of_keys, const Planes& of_values, const Tile& tile, int32_t* integers, size_t row)
+        : keys(of_keys),
+          values(of_values),
+          steps(of_values.scales),
+          lowest(of_values.scales + scales_of_block(tile.dim) / 2),
+          pairs(integers + row) {
         using Vector = typename Set::Vector;
         constexpr size_t LANES = Set::LANES;
-        const size_t width = scales_of_block(tile.dim) / 2, scales = tile.first / BLOCK * 2 * width;
-        steps = cache.value_planes.scales + scales, lowest = steps + width;
-        const float *key_steps = cache.key_planes.scales + scales, *key_lowest = key_steps + width;
+        const float *key_steps = of_keys.scales, *key_lowest = key_steps + scales_of_block(tile.dim) / 2;
         const auto query = [&](size_t d) { return Set::load(tile.queries + d * LANES); };
         // of even and of odd dimensions, which need not wait for each other
         Vector offset[2] = {Set::all(0), Set::all(0)}, sum[2] = {Set::all(0), Set::all(0)}, largest[2] = {Set::all(0), Set::all(0)};

@@ -36,7 +36,8 @@ void attend_recent(const Tile& tile, const HeadCache& cache) {
     if (exact == tile.rows) return;
     thread_local std::vector<int32_t> integers;
     integers.resize(tile.dim / 2 * Set::LANES);
-    const PlanesBlock<Set, Halves> block(cache, tile, integers.data(), exact);
+    const auto planes = [&](const Planes& all) { return planes_of(all, tile.first / BLOCK, tile.dim); };
+    const PlanesBlock<Set, Halves> block(planes(cache.key_planes), planes(cache.value_planes), tile, integers.data(), exact);
     attend_rows<Set, Set::ROWS>(tile.part(exact, tile.rows - exact), block);
 }
 

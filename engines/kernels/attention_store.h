@@ -64,12 +64,6 @@ struct ValuePlaces {
     }
 };
 
-// The planes of a block.
-inline Planes planes_of(const Planes& planes, size_t block, size_t dim) {
-    const size_t bytes = block * BLOCK * dim / 2;
-    return {planes.upper + bytes, planes.lower + bytes, planes.scales + block * scales_of_block(dim)};
-}
-
 template <class Places>
 void into_planes(const float* x, const Planes& planes, size_t dim) {
     const size_t numbers = Places::numbers(dim);

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from quasar.engines.cache import BLOCK, CacheSpec
+from quasar.engines.cache import CacheSpec
 from quasar.exporter.graph.attention import Tables, positions_of, rotate_rows, to_float, to_half, write_tables
 from quasar.exporter.graph.builder import MICROSOFT, QUASAR, GraphBuilder
 from quasar.exporter.model.architecture import Architecture
@@ -171,7 +171,7 @@ class RaggedAttention:
         """See `Attention`."""
         a = self.architecture
         rope = None if rotated else a.layer_ropes[layer]
-        in_planes = {"capacity": -(-self.cache.length // BLOCK) * BLOCK, "planes": self.planes}
+        in_planes = {"capacity": self.cache.capacity, "planes": self.planes}
         context, *present = self.g.op(
             RAGGED_OPERATORS[self.cache.dtype],
             *(q, k, v, past_key, past_value, self.lengths, self.last, *(() if rope is None else self.tables[rope])),
