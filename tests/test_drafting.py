@@ -206,6 +206,24 @@ def test_an_engine_reads_a_prompt_if_the_answer_will_make_up_for_it(monkeypatch:
     assert read > 35 if prompt == 1 else read < 10
 
 
+def test_a_few_short_answers_to_short_prompts_do_not_end_an_engine_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes a quarter of a pass, and to read a prompt of any length as long as a step."""
+    oracle = Oracle(False, cost=0.25)
+
+    def read(turns: Many[Turn]) -> int:
+        oracle.now += oracle.cost
+        return sum(oracle.missing(turn.sequence) for turn in turns)
+
+    monkeypatch.setattr(oracle, "read", read)
+    game = Game(monkeypatch, oracle, sequences=0)
+    game.join(5)
+    for _ in range(4):
+        game.round(limit=2)
+    game.drafting.leave(game.sequences.pop())
+    game.join(400)
+    assert game.drafting._engines[0].follows(game.sequences[0])
+
+
 def test_what_drafts_are_compared_with_is_measured_again_ever_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     game = Game(monkeypatch, Oracle(True))
     plain = [number for number, length in enumerate(game.rounds(300)) if length == 0]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quasar.runtime.chain.estimates import Acceptance, Average, PassCosts, Savings, StepCosts
+from quasar.runtime.chain.estimates import Acceptance, Average, PassCosts, ReadingCosts, Savings, StepCosts
 
 Cost = Callable[[int, int], float]
 
@@ -210,3 +210,20 @@ def test_an_average_is_of_what_was_seen_last() -> None:
     for _ in range(100):
         made.observe(12.0, 2.0)
     assert made.estimate(7.0) == pytest.approx(6.0, rel=0.01)
+
+
+def test_one_thing_seen_does_not_end_what_was_expected() -> None:
+    made = Average()
+    made.observe(24.0)
+    assert made.estimate(256.0, trust=1.0) == 140.0
+
+
+@pytest.mark.parametrize("seen", [(6,), (6, 700), (700,)])
+def test_a_short_prompt_says_what_a_long_one_takes(seen: tuple[int, ...]) -> None:
+    """A step takes 20 ms, a token beside it one more."""
+    made = ReadingCosts()
+    for tokens in seen:
+        made.observe(tokens, 0.02 + 0.001 * tokens)
+    for tokens in (1, 50, 1000):
+        assert made.estimate(tokens, 0.02) == pytest.approx(0.02 + 0.001 * tokens)
+    assert made.estimate(1000, 10.0) == 10.0

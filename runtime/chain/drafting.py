@@ -20,7 +20,7 @@ from quasar.runtime.sequence import Sequence, Turn
 LONGEST_DRAFT = 32
 # how many times the speed of doing without it an engine's drafts must promise: estimates are not better than this
 WORTHWHILE = 1.03
-# tokens that an answer is expected to have before one came to its end
+# tokens that an answer is expected to have before one came to its end; later this counts as much as one of them
 ANSWER_LENGTH = 256.0
 
 
@@ -61,12 +61,12 @@ class Drafting:
             return
         for one in self._engines:
             for turn in turns if self._fixed is None else ():
-                one.decide(turn.sequence, self._sequences, self._lengths.estimate(ANSWER_LENGTH))
+                one.decide(turn.sequence, self._sequences, self._lengths.estimate(ANSWER_LENGTH, trust=1.0))
             along = [turn for turn in turns if self._fixed is not None or one.follows(turn.sequence)]
             if along and one in self._own:
                 begin = time.perf_counter()
                 if tokens := one.proposer.read(along):
-                    one.reading.observe(time.perf_counter() - begin, tokens)
+                    one.reading.observe(tokens, time.perf_counter() - begin)
 
     def settle(self, sequence: Sequence, length: int) -> None:
         """See `Proposer.settle`."""

@@ -184,9 +184,30 @@ class Average:
         self._total += total - COST_RATE * self._total
         self._weight += weight - COST_RATE * self._weight
 
-    def estimate(self, unknown: float) -> float:
-        """Of one thing; `unknown` where nothing was observed."""
-        return self._total / self._weight if self._weight else unknown
+    def estimate(self, unknown: float, trust: float = 0.0) -> float:
+        """Of one thing; `unknown` where nothing was observed, which else counts as much as `trust` observations of weight 1."""
+        weight = self._weight + trust
+        return (self._total + trust * unknown) / weight if weight else unknown
+
+
+class ReadingCosts:
+    """Seconds in which an engine reads tokens of a prompt: those of a step, and of each token what it adds.
+
+    Prompts of a few tokens say little of those of many, so what a step takes is told apart.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = Average()
+        self._passes = Average()
+
+    def observe(self, tokens: int, seconds: float) -> None:
+        """Record a pass that read so many tokens."""
+        self._seconds.observe(seconds, tokens)
+        self._passes.observe(1, tokens)
+
+    def estimate(self, tokens: int, step: float) -> float:
+        """Of so many tokens, where a step takes `step` seconds."""
+        return step + tokens * max(self._seconds.estimate(0.0) - step * self._passes.estimate(0.0), 0.0)
 
 
 class Acceptance:

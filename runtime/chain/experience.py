@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from quasar.runtime.chain.estimates import Acceptance, Average, Savings, StepCosts
+from quasar.runtime.chain.estimates import Acceptance, ReadingCosts, Savings, StepCosts
 from quasar.runtime.proposers.proposer import Draft, Proposer
 from quasar.runtime.sequence import Sequence
 
@@ -32,8 +32,7 @@ class Experience:
     """Acceptance and costs belong to the proposer, watched drafts to a sequence.
 
     Attributes:
-        savings: of an engine.
-        reading: seconds in which an engine reads a token of a prompt.
+        savings, reading: of an engine.
         trials: rounds in which it is asked whatever it promises.
     """
 
@@ -41,7 +40,7 @@ class Experience:
     acceptance: Acceptance = field(default_factory=Acceptance)
     costs: StepCosts = field(default_factory=StepCosts)
     savings: Savings = field(default_factory=Savings)
-    reading: Average = field(default_factory=Average)
+    reading: ReadingCosts = field(default_factory=ReadingCosts)
     trials: int = TRIALS
     _watches: dict[Sequence, list[_Watch]] = field(default_factory=dict)
     _follows: dict[Sequence, bool] = field(default_factory=dict)
@@ -61,8 +60,9 @@ class Experience:
         if sequence in self._follows:
             return
         saved = self.savings.estimate(sequences)
-        reading, token = self.reading.estimate(0.0) * self.proposer.missing(sequence), self.costs.estimate(1)
-        follow = saved is None or saved * length > PROFIT * (reading + token)
+        token = self.costs.estimate(1)
+        reading = self.reading.estimate(self.proposer.missing(sequence), token)
+        follow = saved is None or saved * length > PROFIT * reading
         if not follow and self._credit > reading + TRIALS * PROBE_LENGTH * token:
             follow, self.trials = True, TRIALS
         if follow:
