@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -38,10 +38,19 @@ class Logprob:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of the answer: the text that can be shown now, and the ids that were generated since the last piece."""
+    """A part of the answer.
+
+    Attributes:
+        text: that can be shown now.
+        ids: that were generated since the last piece.
+        origins: of each, the part of the chain that drafted it; empty for a token that nobody did.
+        logprobs: of each, where they were asked for.
+    """
 
     text: str
     ids: list[int]
+    origins: list[str] = field(default_factory=list)
+    logprobs: list[Logprob] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -177,12 +186,13 @@ class Answer:
 
     def _take(self, done: Round) -> None:
         shown: list[str] = []
+        logprobs: list[Logprob] = []
         taken: list[int] = []
         reason: FinishReason | None = None
         for row, token in enumerate(done.tokens):
             taken.append(token)
             if self._logprobs is not None:
-                self._logprobs.append(_logprob(done.logits(row), token, self._top or 0))
+                logprobs.append(_logprob(done.logits(row), token, self._top or 0))
             self.sequence.tokens.append(token)
             shown.append(self._stream.push(token))
             if self._stream.stopped or token in self._stop_ids:
@@ -193,9 +203,11 @@ class Answer:
                 break
         if reason is not None and not self._stream.stopped:
             shown.append(self._stream.flush())
+        if self._logprobs is not None:
+            self._logprobs.extend(logprobs)
         self._ids.extend(taken)
         self._text.extend(shown)
-        self.pieces.append(Piece("".join(shown), taken))
+        self.pieces.append(Piece("".join(shown), taken, done.origins[: len(taken)], logprobs))
         self._reason = self._reason or reason
 
 

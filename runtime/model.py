@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import fields, replace
 from types import TracebackType
 from typing import Any, Unpack, overload
 
-from quasar.engines.bundle.bundle import Bundle, open_bundle
+from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.engine import Engine
-from quasar.engines.errors import BundleError, QuasarError, UsageError
+from quasar.engines.errors import QuasarError, UsageError
 from quasar.runtime.answer import Answer, Result
-from quasar.runtime.chain.spec import QUANTSPEC, ChainSpec, build_chain, parse_chain
+from quasar.runtime.chain.branches import Branches
+from quasar.runtime.chain.cached import CachedTokens
+from quasar.runtime.chain.choice import choose_chain
+from quasar.runtime.chain.spec import ChainSpec, build_chain
 from quasar.runtime.chat import Chat, ChatOptions, Message, Tool, is_messages
 from quasar.runtime.defaults import default_params
 from quasar.runtime.engines import EnginePool
 from quasar.runtime.execution import describe_kernels, kernels_of
 from quasar.runtime.generation import Generation
 from quasar.runtime.model_options import ModelOptions
-from quasar.runtime.prompt import Prompt, ReadPrompt, is_many, prompt_ids
+from quasar.runtime.prompt import Prompt, ReadPrompt, is_many
+from quasar.runtime.reader import NO_TEMPLATE, Reader
 from quasar.runtime.sampler import Sampler
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.scheduler import Scheduler
 from quasar.runtime.sequence import Sequence
+from quasar.runtime.speculation import Speculation
 from quasar.runtime.statistics import Statistics
 from quasar.runtime.text import TextStream
 from quasar.runtime.tokenizer import Tokenizer
 from quasar.runtime.turnstile import CLOSED, Turnstile
-
-NO_TEMPLATE = "tools and chat_template_kwargs go through the chat template; give messages"
 
 
 def load(bundle: str | os.PathLike[str], chain: str | None = None, **options: Any) -> Model:
@@ -62,29 +65,6 @@ def load_model(bundle: str | os.PathLike[str], options: ModelOptions) -> Model:
     return Model(EnginePool(opened, options), options)
 
 
-def choose_chain(bundle: Bundle, chain: str | None) -> ChainSpec:
-    """The chain that was asked for, or the bundle's own.
-
-    Raises:
-        UsageError: it is not one, or needs an engine that is not there.
-    """
-    default = bundle.manifest.default_chain
-    try:
-        spec = parse_chain(default if chain is None else chain, default)
-        entries = [bundle.engine(name) for name in spec.engines]
-        if chain is not None and chain.strip() == QUANTSPEC and entries[0].in_own_operators.cache.owner != entries[1].name:
-            raise UsageError(
-                f"chain {QUANTSPEC}: in {bundle.root}, {entries[0].name} has a cache of its own; export with --cache int4, or "
-                f"ask for '{spec}', which is the same without a common cache"
-            )
-        return spec
-    except UsageError as error:
-        if chain is not None:
-            raise
-        # nobody asked for this chain
-        raise BundleError(f"{bundle.root}: default_chain cannot be run: {error}") from None
-
-
 class Model:
     """A loaded bundle with a chain. Use it as a context manager, or close it.
 
@@ -113,6 +93,8 @@ class Model:
         spec = self.verifier.cached.engine.spec
         self.max_length, self.vocab_size = spec.max_length, spec.vocab_size
         self.scheduler = Scheduler(self.verifier, self.engines, options.sequences, options.prefix_caching)
+        self._reader = Reader(self.tokenizer, self.vocab_size, self.max_length)
+        self._branches = Branches(self.chain, self.verifier, self._load)
         self._turnstile = Turnstile(self._step)
 
     def __enter__(self) -> Model:
@@ -129,6 +111,12 @@ class Model:
         self.scheduler.close(QuasarError(CLOSED))
         self._pool.close()
         self.engines.clear()
+
+    def _load(self, chain: ChainSpec) -> Mapping[str, CachedTokens]:
+        """The caches of another chain's engines, whose seconds count from now on."""
+        cached = self._pool.cached(chain)
+        self.engines.update((name, one.engine) for name, one in cached.items())
+        return cached
 
     def _step(self) -> None:
         self._pool.claim(self.scheduler)
@@ -162,11 +150,21 @@ class Model:
 
     @overload
     def generate(  # type: ignore[overload-overlap]
-        self, prompt: Prompt, params: SamplingParams | None = None, **chat: Unpack[ChatOptions]
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        speculation: Speculation | None = None,
+        **chat: Unpack[ChatOptions],
     ) -> Result: ...
     @overload
     def generate(
-        self, prompt: Many[Prompt], params: SamplingParams | None = None, **chat: Unpack[ChatOptions]
+        self,
+        prompt: Many[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        speculation: Speculation | None = None,
+        **chat: Unpack[ChatOptions],
     ) -> list[Result]: ...
     @overload
     def generate(
@@ -175,6 +173,7 @@ class Model:
         params: SamplingParams | None = None,
         *,
         messages: Many[Message],
+        speculation: Speculation | None = None,
         **chat: Unpack[ChatOptions],
     ) -> Result: ...
 
@@ -184,6 +183,7 @@ class Model:
         params: SamplingParams | None = None,
         *,
         messages: Many[Message] | None = None,
+        speculation: Speculation | None = None,
         **chat: Unpack[ChatOptions],
     ) -> Result | list[Result]:
         """Answer a prompt: text, token ids, or chat messages. A list of prompts gives a list of results, in order.
@@ -193,23 +193,26 @@ class Model:
         the bundle's defaults hold; with them, nothing of the bundle does.
 
         Args:
+            speculation: see `answer`.
             chat: what goes with messages, and with them only.
 
         Raises:
             UsageError: the prompt is empty, does not fit the context, or holds ids outside the vocabulary.
         """
         if messages is not None or not is_many(prompt):
-            return self.stream(prompt, params, messages=messages, **chat).finish()
+            return self.stream(prompt, params, messages=messages, speculation=speculation, **chat).finish()
         if chat and not all(is_messages(one) for one in prompt):
             raise UsageError(NO_TEMPLATE)
-        return [self._finish(begun) for begun in [self._begin(one, params, chat) for one in prompt]]
+        return [self._finish(begun) for begun in [self._begin(one, params, speculation, chat) for one in prompt]]
 
-    def _begin(self, prompt: Prompt, params: SamplingParams | None, chat: ChatOptions) -> Generation | Exception:
+    def _begin(
+        self, prompt: Prompt, params: SamplingParams | None, speculation: Speculation | None, chat: ChatOptions
+    ) -> Generation | Exception:
         try:
             read = self.read(prompt, **chat)
         except UsageError as error:
             return error
-        return self.answer(read, params)
+        return self.answer(read, params, speculation)
 
     @staticmethod
     def _finish(begun: Generation | Exception) -> Result:
@@ -230,10 +233,11 @@ class Model:
         params: SamplingParams | None = None,
         *,
         messages: Many[Message] | None = None,
+        speculation: Speculation | None = None,
         **chat: Unpack[ChatOptions],
     ) -> Generation:
         """As `generate`, piece by piece: iterate over what this gives."""
-        return self.answer(self.read(prompt, messages, **chat), params)
+        return self.answer(self.read(prompt, messages, **chat), params, speculation)
 
     def read(
         self,
@@ -243,26 +247,20 @@ class Model:
         tools: Many[Tool] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> ReadPrompt:
-        """A prompt's tokens, for `answer`. Touches no engine, so any thread may do it at any time.
+        """See `Reader.read`."""
+        return self._reader.read(prompt, messages, tools, chat_template_kwargs)
+
+    def answer(
+        self, prompt: ReadPrompt, params: SamplingParams | None = None, speculation: Speculation | None = None
+    ) -> Generation:
+        """As `stream`, for a prompt that was read before.
 
         Args:
-            tools, chat_template_kwargs: see `ChatOptions`.
+            speculation: for this answer, see `prepare`; None for the model's own. The tokens are the same.
 
         Raises:
-            UsageError: the prompt is empty, does not fit the context, or holds ids outside the vocabulary.
+            UsageError: a speculation that cannot be, or a bias of a token that there is not.
         """
-        if (prompt is None) == (messages is None):
-            raise UsageError("give either a prompt or messages")
-        asked: Any = prompt if messages is None else messages
-        if messages is not None or is_messages(prompt):
-            asked = Chat(asked, tools, chat_template_kwargs)
-        elif tools is not None or chat_template_kwargs is not None:
-            raise UsageError(NO_TEMPLATE)
-        ids = self.tokenize(asked)
-        return ReadPrompt(ids, ids if isinstance(prompt, str) else [])
-
-    def answer(self, prompt: ReadPrompt, params: SamplingParams | None = None) -> Generation:
-        """As `stream`, for a prompt that was read before."""
         if not isinstance(params, (SamplingParams, type(None))):
             raise UsageError(f"params is {type(params).__name__}; give SamplingParams")
         if self._turnstile.closed:
@@ -271,22 +269,32 @@ class Model:
         eos = () if params.ignore_eos else self.bundle.manifest.stop_token_ids
         # special tokens have no text that a stop string could be found in
         special = (token for stop in params.stop if (token := self.tokenizer.special_id(stop)) is not None)
+        ends = frozenset((*eos, *params.stop_token_ids, *special))
+        if beyond := [token for token in params.logit_bias if token >= self.vocab_size]:
+            raise UsageError(f"logit_bias: token id {beyond[0]} is outside the vocabulary 0..{self.vocab_size - 1}")
+        sampler = Sampler(params, len(prompt.ids), self.options.acceptance, [end for end in ends if end < self.vocab_size])
         answer = Answer(
-            Sequence(list(prompt.ids), Sampler(params, len(prompt.ids), self.options.acceptance)),
+            Sequence(list(prompt.ids), sampler, branch=self.prepare(speculation)),
             TextStream(self.tokenizer, params.stop, prompt.continued),
-            frozenset((*eos, *params.stop_token_ids, *special)),
+            ends,
             min(params.max_new_tokens, self.max_length - len(prompt.ids)),
             params.logprobs,
         )
         self.scheduler.add(answer)
         return Generation(answer, self._turnstile)
 
+    def prepare(self, speculation: Speculation | None) -> Hashable:
+        """Load what an answer's speculation needs, for `answer`; any thread may.
+
+        Raises:
+            UsageError: a chain that cannot run, or ends in another engine.
+            BundleError: an engine of it cannot be loaded.
+        """
+        if speculation is None:
+            return None
+        chain = None if speculation.chain is None else choose_chain(self.bundle, speculation.chain)
+        return self._branches.key(chain, speculation.draft_length)
+
     def tokenize(self, prompt: Prompt | Chat) -> list[int]:
-        """The ids that a prompt stands for, checked against the vocabulary and the context."""
-        ids = prompt_ids(prompt, self.tokenizer, self.vocab_size)
-        if len(ids) >= self.max_length:
-            raise UsageError(
-                f"the prompt has {len(ids)} tokens and the bundle a context of {self.max_length}, one of them for the answer; "
-                "shorten it, or export with a larger --max-length"
-            )
-        return ids
+        """See `Reader.tokenize`."""
+        return self._reader.tokenize(prompt)

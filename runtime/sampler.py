@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -31,9 +31,12 @@ class Sampler:
     Args:
         prompt_length: tokens before the output.
         acceptance: see `quasar.runtime.chain.acceptance`.
+        ends: tokens that `params.min_tokens` keeps from being chosen too early.
     """
 
-    def __init__(self, params: SamplingParams, prompt_length: int, acceptance: Acceptance = "matching") -> None:
+    def __init__(
+        self, params: SamplingParams, prompt_length: int, acceptance: Acceptance = "matching", ends: Collection[int] = ()
+    ) -> None:
         self._params = params
         self._prompt_length = prompt_length
         seed = secrets.randbits(64) if params.seed is None else params.seed
@@ -41,7 +44,9 @@ class Sampler:
         self._stream = np.random.Generator(np.random.PCG64(seed))
         self.rejects = acceptance == "rejection" and not params.greedy
         # a token's logit is then compared with nothing but those of its row: no need to see them all
-        self.takes_best = params.greedy and not params.penalizes
+        self.takes_best = params.greedy and not params.penalizes and not params.min_tokens
+        self._first_end = prompt_length + params.min_tokens
+        self._ends = np.array(sorted(ends), np.int64)
 
     def choose(self, logits: Float32, tokens: Sequence[int]) -> int:
         """The token after `tokens`, under matching.
@@ -70,9 +75,12 @@ class Sampler:
         return float(self._stream.random())
 
     def _penalized(self, logits: Float32, tokens: Sequence[int]) -> Float32:
-        if not self._params.penalizes:
-            return logits
-        return penalize(logits, self._params, tokens[: self._prompt_length], tokens[self._prompt_length :])
+        if self._params.penalizes:
+            logits = penalize(logits, self._params, tokens[: self._prompt_length], tokens[self._prompt_length :])
+        if len(tokens) < self._first_end:
+            logits = logits.copy()
+            logits[self._ends] = -np.inf
+        return logits
 
     def _exponentials(self, position: int, ids: Int64) -> NDArray[np.float64]:
         """A draw of Exp(1) for each token id at a position."""

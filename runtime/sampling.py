@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,12 @@ class SamplingParams:
         stop: strings that end the answer, or one of them; the text is cut before them. None for none.
         stop_token_ids: ids that end the answer, besides the model's own. None for none.
         ignore_eos: go on past the model's own end tokens.
+        min_tokens: tokens before which no end token is chosen; a stop string still ends the answer.
+        logit_bias: added to the logits of tokens, -100 to 100, as a mapping of ids to numbers.
         logprobs: report the log-probability of each new token, and of this many most likely ones; None for neither.
 
-    Applied in the order of transformers: penalties, temperature, top_k, top_p, min_p. Numbers of numpy and torch become
-    Python's own.
+    Applied in the order of transformers: logit_bias, penalties, temperature, top_k, top_p, min_p. Numbers of numpy and torch
+    become Python's own.
 
     Raises:
         UsageError: a value that has no meaning.
@@ -55,10 +57,12 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    min_tokens: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
+        for one in fields(self):
+            object.__setattr__(self, one.name, plain(getattr(self, one.name)))
         _make_tuple(self, "stop", "give strings")
         _make_tuple(self, "stop_token_ids", "give token ids")
         if any(not isinstance(text, str) or not text for text in self.stop):
@@ -75,6 +79,9 @@ class SamplingParams:
             _check(self, name, _is_number, lambda p: -2 <= p <= 2, "it must lie in -2 to 2 (0 is none)")
         if self.seed is not None:
             _check(self, "seed", _is_integer, lambda s: 0 <= s < 1 << 64, "give an integer of 0 to 2^64 - 1, or None")
+        _check(self, "min_tokens", _is_integer, lambda n: n >= 0, "give an integer of 0 or more")
+        _check(self, "logit_bias", _is_bias, lambda _: True, "give numbers of -100 to 100 by token id: {50256: -100}")
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
         if self.logprobs is not None:
             _check(self, "logprobs", _is_integer, lambda n: 0 <= n <= MAX_LOGPROBS, f"give 0 to {MAX_LOGPROBS}, or None")
 
@@ -85,8 +92,9 @@ class SamplingParams:
 
     @property
     def penalizes(self) -> bool:
-        """Whether logits depend on the tokens before them otherwise than through the model."""
-        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+        """Whether logits are changed before a token is chosen."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1.0, 0.0, 0.0) or bool(self.logit_bias)
 
 
 def _make_tuple(params: SamplingParams, name: str, advice: str) -> None:
@@ -103,6 +111,12 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_bias(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_integer(token) and token >= 0 and _is_number(bias) and -100 <= bias <= 100 for token, bias in value.items()
+    )
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -114,11 +128,13 @@ def _check(params: SamplingParams, name: str, kind: Any, allowed: Any, advice: s
 
 
 def penalize(logits: Float32, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Float32:
-    """Logits after the penalties, float32 [V]; the array that was given stays as it is.
+    """Logits after bias and penalties, float32 [V]; the array that was given stays as it is.
 
     repetition_penalty is CTRL's (Keskar 2019) and sees the prompt; the other two are OpenAI's and see the output only.
     """
     result: Float32 = logits.copy()
+    for token, bias in params.logit_bias.items():
+        result[token] += np.float32(bias)
     if params.repetition_penalty != 1.0:
         seen = np.unique(np.array([*prompt, *output], dtype=np.int64))
         values = result[seen]

@@ -124,7 +124,7 @@ class Scheduler:
             sequence.slot = slot
             self._verifier.join(sequence)
             self._open.append(answer)
-            answer.start(cached.filled(slot), [level.name for level in self._verifier.levels()])
+            answer.start(cached.filled(slot), [level.name for level in self._verifier.levels(sequence)])
 
     def _turns(self) -> list[tuple[Answer, Turn]]:
         going = [answer for answer in self._open if not answer.reading]
@@ -148,4 +148,4 @@ class Scheduler:
         return chunks
 
     def _seconds(self) -> dict[str, float]:
-        return {name: engine.seconds for name, engine in self._engines.items()}
+        return {name: engine.seconds for name, engine in [*self._engines.items()]}  # others add to it

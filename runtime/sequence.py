@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from quasar.runtime.sampler import Sampler
@@ -16,12 +17,14 @@ class Sequence:
 
     Attributes:
         slot: its place in the cache of every engine of the chain.
+        branch: which of the verifier's branches proposes to it; None for the chain's own.
         levels: counters of the chain's verifiers, by name.
     """
 
     tokens: list[int]
     sampler: Sampler
     slot: int = 0
+    branch: Hashable = None
     levels: dict[str, LevelStatistics] = field(default_factory=dict)
     prompt_length: int = field(init=False)
 

@@ -16,10 +16,11 @@ from quasar.runtime.bench.load import LoadMeasurement, load_figures, measure_loa
 from quasar.runtime.bench.measure import Measurement, Variant, measure
 from quasar.runtime.bench.prompts import Prompts
 from quasar.runtime.bench.sweep import sweep_figures, sweep_variants
+from quasar.runtime.chain.choice import choose_chain
 from quasar.runtime.chain.spec import ChainSpec, parse_chain
 from quasar.runtime.engines import EnginePool
 from quasar.runtime.execution import backend_of, describe_kernels, running_entry
-from quasar.runtime.model import Model, choose_chain
+from quasar.runtime.model import Model
 from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.sampling import SamplingParams
 

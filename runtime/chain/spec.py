@@ -90,10 +90,14 @@ def build_chain(spec: ChainSpec, cached: Mapping[str, CachedTokens], draft_lengt
         cached: of its engines, by name.
         draft_lengths: tokens proposed a round to each verifier; None for as many as pay.
     """
+    return Verifier(cached[spec.target], proposers_of(spec, cached, draft_lengths), draft_lengths[-1])
+
+
+def proposers_of(spec: ChainSpec, cached: Mapping[str, CachedTokens], draft_lengths: Sequence[int | None]) -> list[Proposer]:
+    """What proposes to the last engine of a chain; see `build_chain`."""
     proposers: list[Proposer] = [
         WEIGHTLESS[name]() if name in WEIGHTLESS else Verifier(cached[name], [], None) for name in spec.proposers
     ]
-    for name, draft_length in zip(spec.verifiers, draft_lengths, strict=True):
-        verifier = Verifier(cached[name], proposers, draft_length)
-        proposers = [verifier]
-    return verifier
+    for name, draft_length in zip(spec.verifiers[:-1], draft_lengths, strict=False):
+        proposers = [Verifier(cached[name], proposers, draft_length)]
+    return proposers

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from bisect import bisect
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,12 +33,14 @@ class Round:
             and goes on.
         scores: what each of them was chosen from, row by row of `feed`; valid until the engine's next pass.
         distributions: p of each, where the acceptance rule needs it.
+        origins: of each, see `Draft.origin`; empty for the one that nobody proposed.
     """
 
     tokens: list[int]
     scores: Scores
     feed: int
     distributions: list[Probabilities] | None = None
+    origins: list[str] = field(default_factory=list)
 
     def logits(self, row: int) -> Float32:
         """float32 [V] that a token was chosen from."""
@@ -46,8 +48,25 @@ class Round:
         return logits
 
 
+class _Branch:
+    """What proposes to a verifier, and how far."""
+
+    def __init__(self, proposers: Many[Proposer], costs: PassCosts, draft_length: int | None) -> None:
+        self.inner = [proposer for proposer in proposers if isinstance(proposer, Verifier)]
+        below = [further for level in self.inner for further in level.below]
+        self.below: list[Proposer] = [*proposers, *below]
+        self.drafting = Drafting(proposers, below, costs, draft_length)
+
+    @property
+    def levels(self) -> list[Verifier]:
+        """The verifiers that propose."""
+        return [level for proposer in self.inner for level in proposer.levels()]
+
+
 class Verifier:
     """An engine, and what proposes to it. It is itself a proposer: what it accepts, it proposes to the next.
+
+    Sequences share its passes whatever proposes to them: beside the branch that it is made with, others may be added.
 
     Args:
         cached: of the engine, whose choices the tokens are, whatever is proposed.
@@ -61,21 +80,39 @@ class Verifier:
         self.cached = cached
         self.name = cached.engine.spec.name
         self._costs = PassCosts()
-        self._inner = [proposer for proposer in proposers if isinstance(proposer, Verifier)]
-        below = [further for level in self._inner for further in level.below]
-        self.below: list[Proposer] = [*proposers, *below]
-        self._drafting = Drafting(proposers, below, self._costs, draft_length)
+        self._own = _Branch(proposers, self._costs, draft_length)
+        self._branches: dict[Hashable, _Branch] = {None: self._own}
+        self._joined: dict[Sequence, _Branch] = {}
 
-    def levels(self) -> list[Verifier]:
-        """The verifiers of the chain, this one last."""
-        return [level for proposer in self._inner for level in proposer.levels()] + [self]
+    @property
+    def below(self) -> list[Proposer]:
+        """All that proposes, to it or further down."""
+        return self._own.below
+
+    def add_branch(self, key: Hashable, proposers: Many[Proposer], draft_length: int | None) -> None:
+        """Let sequences choose other proposers; any thread may."""
+        self._branches[key] = _Branch(proposers, self._costs, draft_length)
+
+    def drop_branch(self, key: Hashable) -> None:
+        """Take a branch away: sequences that have joined keep it, others get the verifier's own."""
+        del self._branches[key]
+
+    def levels(self, sequence: Sequence | None = None) -> list[Verifier]:
+        """The verifiers that work on a sequence, else all; this one last."""
+        branches = self._every_branch() if sequence is None else [self._joined[sequence]]
+        return [*(level for branch in branches for level in branch.levels), self]
+
+    def _every_branch(self) -> list[_Branch]:
+        """Those that were taken away and are still at work among them."""
+        return list(dict.fromkeys((*self._branches.values(), *self._joined.values())))
 
     def join(self, sequence: Sequence) -> None:
         """See `Proposer.join`: what the slot holds of the prompt is kept."""
         # the last token is fed in any case: its logits are wanted
         self.cached.truncate(sequence.slot, self.cached.shared(sequence.slot, sequence.tokens[:-1]))
         sequence.level(self.name)
-        self._drafting.join(sequence)
+        branch = self._joined[sequence] = self._branches.get(sequence.branch, self._own)
+        branch.drafting.join(sequence)
 
     def missing(self, sequence: Sequence) -> int:
         """See `Proposer.missing`."""
@@ -83,7 +120,8 @@ class Verifier:
 
     def read(self, turns: Many[Turn]) -> int:
         """See `Proposer.read`."""
-        self._drafting.read(turns)
+        for branch, members in self._by_branch(turns):
+            branch.drafting.read(members)
         if self.cached.follows:
             return 0
         wanted = [_wanted(turn, [], 0) for turn in turns if turn.upto and turn.upto > self.cached.filled(turn.sequence.slot)]
@@ -96,13 +134,13 @@ class Verifier:
         """One verification pass: between 1 and `limit` tokens for each sequence that is not in its prompt."""
         reading = [turn for turn in turns if turn.upto is not None]
         going = [turn for turn in turns if turn.upto is None]
-        self._drafting.read(reading)
+        for branch, members in self._by_branch(reading):
+            branch.drafting.read(members)
         pending = sum(self.missing(turn.sequence) for turn in going)
         prompts = [turn.upto - self.cached.filled(turn.sequence.slot) for turn in reading if turn.upto]
-        asks = [Ask(turn.sequence, self._room(turn)) for turn in going]
-        drafts = iter(self._drafting.draft(asks, pending, prompts) if going else ())
+        made = self._draft(going, prompts)
         begin = time.perf_counter()
-        parts = [(turn, next(drafts) if turn.upto is None else []) for turn in turns]
+        parts = [(turn, made.get(turn.sequence, [])) for turn in turns]
         wanted = [_wanted(turn, [draft.token for draft in drafted], self._rows(turn, drafted)) for turn, drafted in parts]
         fed = [self.cached.fed(one) for one in wanted]
         rows = sum(fed)
@@ -128,15 +166,34 @@ class Verifier:
     def settle(self, sequence: Sequence, length: int) -> None:
         """See `Proposer.settle`."""
         self.cached.truncate(sequence.slot, length)
-        self._drafting.settle(sequence, length)
+        self._joined[sequence].drafting.settle(sequence, length)
 
     def leave(self, sequence: Sequence) -> None:
         """See `Proposer.leave`. What the slot holds stays, for a prompt that begins alike."""
-        self._drafting.leave(sequence)
+        self._joined.pop(sequence).drafting.leave(sequence)
 
     def forget(self) -> None:
         """See `Proposer.forget`."""
-        self._drafting.forget()
+        for branch in self._every_branch():
+            branch.drafting.forget()
+
+    def _by_branch(self, turns: Many[Turn]) -> list[tuple[_Branch, list[Turn]]]:
+        members: dict[_Branch, list[Turn]] = {}
+        for turn in turns:
+            members.setdefault(self._joined[turn.sequence], []).append(turn)
+        return list(members.items())
+
+    def _draft(self, going: Many[Turn], prompts: list[int]) -> dict[Sequence, list[Draft]]:
+        """The drafts of a round. For a branch, what the others have in the pass is like prompts: there whatever it drafts."""
+        made: dict[Sequence, list[Draft]] = {}
+        for branch, members in self._by_branch(going):
+            others = [turn.sequence for turn in going if turn not in members]
+            beside = [self.missing(sequence) + len(made.get(sequence, ())) for sequence in others]
+            asks = [Ask(turn.sequence, self._room(turn)) for turn in members]
+            pending = sum(self.missing(ask.sequence) for ask in asks)
+            drafts = branch.drafting.draft(asks, pending, [*prompts, *beside])
+            made.update(zip((ask.sequence for ask in asks), drafts, strict=True))
+        return made
 
     def _room(self, turn: Turn) -> int:
         """Tokens that a draft may have: the following token is not fed, so the cache may be full of it."""
@@ -151,7 +208,12 @@ class Verifier:
 
     def _drafts(self, sequence: Sequence, done: Round) -> list[Draft]:
         return [
-            Draft(token, self._grade(sequence, done, i), done.distributions[i] if done.distributions else None)
+            Draft(
+                token,
+                self._grade(sequence, done, i),
+                done.distributions[i] if done.distributions else None,
+                done.origins[i] or self.name,
+            )
             for i, token in enumerate(done.tokens)
         ]
 
@@ -171,7 +233,7 @@ class Verifier:
         rows = range(len(draft) + 1)
         if sampler.takes_best:
             accepted, following = accept_matching((scores.best(feed, i) for i in rows), tokens)
-            return Round([*tokens[:accepted], following], scores, feed), accepted
+            return Round([*tokens[:accepted], following], scores, feed, origins=_origins(draft, accepted)), accepted
         context = sequence.tokens + tokens
         length = len(sequence.tokens)
         kept: list[Probabilities] = []
@@ -187,7 +249,11 @@ class Verifier:
         else:
             choices = (sampler.choose(scores.logits(feed)[i], context[: length + i]) for i in rows)
             accepted, following = accept_matching(choices, tokens)
-        return Round([*tokens[:accepted], following], scores, feed, kept or None), accepted
+        return Round([*tokens[:accepted], following], scores, feed, kept or None, _origins(draft, accepted)), accepted
+
+
+def _origins(draft: list[Draft], accepted: int) -> list[str]:
+    return [*(drafted.origin for drafted in draft[:accepted]), ""]
 
 
 def _wanted(turn: Turn, draft: list[int], rows: int) -> Wanted:

@@ -88,7 +88,8 @@ class PromptLookup(Weightless):
             return []
         size, end = found
         period = len(tokens) - end  # past the end of the text the match repeats itself
-        return [Draft(tokens[end + i % period], min(size + i, LONGEST_GRADE)) for i in range(limit)]
+        grades = (min(size + i, LONGEST_GRADE) for i in range(limit))
+        return [Draft(tokens[end + i % period], grade, origin=self.name) for i, grade in enumerate(grades)]
 
     def settle(self, sequence: Sequence, length: int) -> None:
         """See `Proposer.settle`."""

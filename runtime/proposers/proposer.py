@@ -19,11 +19,13 @@ class Draft:
         token: its id.
         grade: tokens of one grade are about equally likely to be accepted, so acceptance is averaged by grade.
         distribution: q that it was drawn from; None for a deterministic proposal.
+        origin: the name of the part of the chain that came up with it, before others accepted it.
     """
 
     token: int
     grade: Hashable
     distribution: Probabilities | None = None
+    origin: str = ""
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class Suffix(Weightless):
                 if score > best_score or (score == best_score and match.length > best_length):
                     best, best_score, best_length = path, score, match.length
         return [
-            Draft(token, (min(best_length + i, LONGEST_GRADE), round(4 * probability)))
+            Draft(token, (min(best_length + i, LONGEST_GRADE), round(4 * probability)), origin=self.name)
             for i, (token, probability) in enumerate(best)
         ]
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from quasar.engines.bundle.bundle import Bundle
 from quasar.engines.errors import UsageError
+from quasar.runtime.chain.choice import choose_chain
 from quasar.runtime.execution import running_entry
-from quasar.runtime.model import choose_chain
 from quasar.runtime.model_options import ModelOptions
 
 MOST_SERVED = 8

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from quasar.engines.errors import QuasarError, UsageError, first_line
+from quasar.runtime.answer import Logprob
 from quasar.runtime.prompt import ReadPrompt
 from quasar.runtime.sampling import SamplingParams
+from quasar.runtime.speculation import Speculation
 
 Failure = Literal["usage", "unavailable", "internal"]
 """Why there is no answer: the request is to blame, it may be asked again later, or something broke."""
@@ -22,12 +24,14 @@ class Order:
         params: how to choose tokens and when to stop.
         echo: text to put before the answer.
         stream: a response whenever there is something new, or one for the whole answer.
+        speculation: of this answer; None for the server's own.
     """
 
     prompt: ReadPrompt
     params: SamplingParams
     echo: str = ""
     stream: bool = False
+    speculation: Speculation | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Part:
 
     Attributes:
         text, ids: since the last response.
+        logprobs: of these ids, where they were asked for.
+        origins: of these ids, see `Piece`.
         finish_reason: None where more follows.
         statistics: of the whole answer, where this is its end.
     """
@@ -44,6 +50,8 @@ class Part:
     ids: list[int]
     finish_reason: str | None = None
     statistics: dict[str, Any] | None = None
+    logprobs: list[Logprob] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
 
 
 class Client(Protocol):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from typing import Any
 
 from quasar.engines.errors import QuasarError
+from quasar.runtime.answer import Logprob
 from quasar.runtime.generation import Generation
 from quasar.runtime.model import Model
 from quasar.runtime.serving.metrics import IDLE, Reporter, Tally
@@ -36,6 +38,8 @@ class _Job:
         self._begun = False
         self._text = [order.echo]
         self._ids: list[int] = []
+        self._origins: list[str] = []
+        self._logprobs: list[Logprob] = []
         self._counted = (0, 0, 0)  # rounds, proposed, accepted
 
     def take(self, generation: Generation, tally: Tally) -> bool:
@@ -44,6 +48,8 @@ class _Job:
         while (piece := generation.poll()) is not None:
             self._text.append(piece.text)
             self._ids.extend(piece.ids)
+            self._origins.extend(piece.origins)
+            self._logprobs.extend(piece.logprobs)
         tally.tokens(len(self._ids) - before)
         counts = (now.rounds, now.proposed, now.accepted)
         tally.rounds(*(after - earlier for after, earlier in zip(counts, self._counted, strict=True)))
@@ -57,11 +63,15 @@ class _Job:
     def tell(self, generation: Generation) -> None:
         """Send what there is and may be sent: all at the end, before that only what a stream carries."""
         if generation.done:
-            reason = generation.result.finish_reason
-            self.client.send(Part("".join(self._text), self._ids, reason, generation.statistics.to_dict()))
+            self.client.send(self._part(generation.result.finish_reason, generation.statistics.to_dict()))
         elif self._ids and self.order.stream:
-            self.client.send(Part("".join(self._text), self._ids))
-            self._text, self._ids = [], []
+            self.client.send(self._part())
+
+    def _part(self, reason: str | None = None, statistics: dict[str, Any] | None = None) -> Part:
+        """What there is, which is then gone."""
+        part = Part("".join(self._text), self._ids, reason, statistics, self._logprobs, self._origins)
+        self._text, self._ids, self._origins, self._logprobs = [], [], [], []
+        return part
 
     def fail(self, message: str, failure: Failure) -> None:
         """Tell the client that there is no answer."""
@@ -153,7 +163,7 @@ class Worker:
             self._jobs += arrived
         for job in arrived:
             try:
-                job.generation = self._model.answer(job.order.prompt, job.order.params)
+                job.generation = self._model.answer(job.order.prompt, job.order.params, job.order.speculation)
             except Exception as error:  # it is this request's alone
                 self._fail(job, error)
         return True

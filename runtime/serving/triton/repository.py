@@ -16,11 +16,11 @@ from quasar.engines.bundle.bundle import MANIFEST, Bundle
 from quasar.engines.bundle.directory import atomic_directory
 from quasar.engines.bundle.manifest import ONNXRUNTIME
 from quasar.engines.errors import UsageError
+from quasar.runtime.chain.choice import choose_chain
 from quasar.runtime.chain.spec import ChainSpec
 from quasar.runtime.defaults import default_params
 from quasar.runtime.engines import EnginePool
 from quasar.runtime.execution import backend_of, kernels_of, on_gpu
-from quasar.runtime.model import choose_chain
 from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.serving.triton.page import readme
 from quasar.runtime.serving.triton.tensors import INPUTS, OUTPUTS, TensorSpec
