@@ -18,7 +18,15 @@ ADVICE = {
     errno.EDQUOT: "free some space",
     errno.ENOMEM: "use a machine with more memory, or a smaller --max-length",
 }
-EXTRAS = {"onnxruntime": "cpu", "tritonclient": "triton", "google": "triton", "grpc": "triton"}
+EXTRAS = {
+    "onnxruntime": "cpu",
+    "tritonclient": "triton",
+    "google": "triton",
+    "grpc": "triton",
+    "prometheus_client": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+}
 """The extra that brings a package."""
 EXIT_CODES = "exit codes: 0 done, 1 disk or memory failed, 2 wrong usage, 3 gate or build failed, 4 bad bundle, 130 interrupted"
 

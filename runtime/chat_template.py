@@ -45,6 +45,10 @@ class ChatTemplates:
         """Of the templates."""
         return sorted(self._sources)
 
+    def mentions(self, text: str) -> bool:
+        """Whether one of them holds a text."""
+        return any(text in source for source in self._sources.values())
+
     def choose(self, tools: bool = False) -> str:
         """The name of the template for a chat with or without tools.
 

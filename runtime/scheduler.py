@@ -49,6 +49,13 @@ class Scheduler:
         """Answers that wait for one."""
         return len(self._arrived) + len(self._waiting)
 
+    @property
+    def cache_use(self) -> float:
+        """Share of the positions of the last engine's caches that open answers fill, 0 to 1."""
+        spec = self._verifier.cached.engine.spec
+        filled = sum(len(answer.sequence.tokens) for answer in self._open)
+        return min(filled / (spec.slots * spec.max_length), 1.0)
+
     def add(self, answer: Answer) -> None:
         """Let an answer wait for a slot; any thread may."""
         self._arrived.append(answer)

@@ -39,6 +39,11 @@ class LevelStatistics:
         _count_positions(self.accepted_per_position, accepted)
         self.pass_seconds.setdefault(rows, []).append(seconds)
 
+    def counters(self) -> LevelStatistics:
+        """A copy that stays as it is, without seconds."""
+        lists = (list(self.proposed_per_position), list(self.accepted_per_position))
+        return LevelStatistics(self.engine, self.rounds, self.proposed, self.accepted, self.skipped, *lists)
+
     def add(self, other: LevelStatistics) -> None:
         """Take in the counters of another generation."""
         self.rounds += other.rounds

@@ -14,6 +14,7 @@ from quasar.engines.errors import BundleError, UsageError
 from quasar.runtime.chat import Chat
 from quasar.runtime.chat_template import DEFAULT, ChatTemplates, read_templates
 
+WORD = "\u2581"  # what SentencePiece writes for a space
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
 
 
@@ -112,6 +113,12 @@ class Tokenizer:
         """Text, special tokens left out, and ids that are no token."""
         text: str = self._file.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def token_text(self, token: int) -> str:
+        """The text of one token as it stands within a text; of a special one its name, of what is no token nothing."""
+        name = self._file.id_to_token(token) or ""
+        text: str = self._file.decode([token], skip_special_tokens=False)
+        return f" {text}" if name.startswith(WORD) and not text.startswith(" ") else text
 
     def render(self, chat: Chat, generation_prompt: bool = True) -> str:
         """The text of a chat: see `ChatTemplates.render`."""

@@ -20,14 +20,14 @@ WAYS: list[Any] = ["off", 4, None, "suffix > int8", "int4 > int8", {"chain": "pr
 
 @pytest.fixture(scope="module")
 def model(demo_bundle: Path) -> Iterator[Model]:
-    with load(demo_bundle, chain="prompt-lookup > int8", sequences=6, batch_invariant=True) as made:
+    with load(demo_bundle, chain="prompt-lookup > int8", sequences=6) as made:
         yield made
 
 
 @pytest.mark.parametrize("sampled", [{}, {"temperature": 1.0, "seed": 7}], ids=["greedy", "sampled"])
 def test_answers_are_the_same_whatever_drafts_for_them(model: Model, demo_bundle: Path, sampled: dict[str, Any]) -> None:
     params = SamplingParams(max_new_tokens=40, ignore_eos=True, **sampled)
-    with load(demo_bundle, chain="int8", batch_invariant=True) as alone:
+    with load(demo_bundle, chain="int8") as alone:
         wanted = [alone.generate(prompt, params).ids for prompt in PROMPTS]
     passes, score = [], model.engines["int8"].score
     model.engines["int8"].score = lambda feeds: passes.append(len(feeds)) or score(feeds)  # type: ignore[method-assign, func-returns-value]

@@ -342,10 +342,10 @@ def test_a_full_queue_refuses_at_once(server: TritonServer, control: Any) -> Non
         status, body = post(server, "generate", "other", text_input="1 + 1 =")
         assert status >= 400, body  # this server's generate endpoint says 400 whatever the error's code
         assert "1 requests are worked on and 0 wait, which is the limit (--queue-limit); ask again later" in body
-        assert until(lambda: metric(server, "quasar_requests_running", "other") == 1)
+        assert until(lambda: metric(server, "quasar_num_requests_running", "other") == 1)
     finally:
         client.close(cancel=True)
-    assert until(lambda: metric(server, "quasar_requests_running", "other") == 0)
+    assert until(lambda: metric(server, "quasar_num_requests_running", "other") == 0)
     assert post(server, "generate", "other", text_input="1 + 1 =", max_tokens=4)[0] == 200
     control.unload_model("other")
     assert until(lambda: not server.is_ready("other"))
@@ -358,7 +358,7 @@ def ends_early(server: TritonServer, before: float, asked_for: int) -> bool:
     """Whether the server stops making tokens, long before it has made all that were asked for."""
     last = -1.0
     for _ in range(40):
-        now = metric(server, "quasar_generated_tokens_total")
+        now = metric(server, "quasar_generation_tokens_total")
         if now == last and now > before:
             return now - before < asked_for / 2
         last = now
@@ -367,7 +367,7 @@ def ends_early(server: TritonServer, before: float, asked_for: int) -> bool:
 
 
 def test_a_grpc_client_that_drops_ends_its_answer(server: TritonServer) -> None:
-    before = metric(server, "quasar_generated_tokens_total")
+    before = metric(server, "quasar_generation_tokens_total")
     client = Client(server.grpc, "demo")
     next(client.responses(text_input="1 + 1 =", max_tokens=4000, ignore_eos=True, stream=True))
     client.close(cancel=True)
@@ -375,7 +375,7 @@ def test_a_grpc_client_that_drops_ends_its_answer(server: TritonServer) -> None:
 
 
 def test_an_http_client_that_drops_ends_its_answer(server: TritonServer, client: Client) -> None:
-    before = metric(server, "quasar_generated_tokens_total")
+    before = metric(server, "quasar_generation_tokens_total")
     connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
     body = json.dumps({"text_input": "1 + 1 =", "max_tokens": 4000, "ignore_eos": True, "stream": True})
     connection.request("POST", "/v2/models/demo/generate_stream", body)
@@ -406,7 +406,7 @@ def test_metrics_count_what_the_answers_say(server: TritonServer, client: Client
     assert expected["accepted_tokens"] > 0
     assert until(lambda: {name: value - before[name] for name, value in counted(server).items()} == expected), counted(server)
     page = server.metrics()
-    assert "# TYPE quasar_requests_waiting gauge" in page
+    assert "# TYPE quasar_num_requests_waiting gauge" in page
     assert "# TYPE quasar_tokens_per_round histogram" in page
     assert 'quasar_time_to_first_token_seconds_bucket{model="demo",version="1",le="+Inf"}' in page
     assert 'nv_inference_request_success{model="demo",version="1"}' in page  # Triton's own

@@ -13,6 +13,7 @@ from quasar.runtime.generation import Generation
 from quasar.runtime.model import Model
 from quasar.runtime.serving.metrics import IDLE, Reporter, Tally
 from quasar.runtime.serving.request import Client, Failure, Order, Part, failure_of
+from quasar.runtime.statistics import LevelStatistics
 
 UNLOADED = "the model is being unloaded; ask again later"
 UNWELL_SECONDS = 30.0
@@ -40,7 +41,12 @@ class _Job:
         self._ids: list[int] = []
         self._origins: list[str] = []
         self._logprobs: list[Logprob] = []
-        self._counted = (0, 0, 0)  # rounds, proposed, accepted
+        self._counted = LevelStatistics("")  # what metrics have of it
+
+    @property
+    def seconds(self) -> float:
+        """Since it came."""
+        return time.perf_counter() - self._arrival
 
     def take(self, generation: Generation, tally: Tally) -> bool:
         """Take in what a round gave; whether these were the first tokens."""
@@ -51,13 +57,13 @@ class _Job:
             self._origins.extend(piece.origins)
             self._logprobs.extend(piece.logprobs)
         tally.tokens(len(self._ids) - before)
-        counts = (now.rounds, now.proposed, now.accepted)
-        tally.rounds(*(after - earlier for after, earlier in zip(counts, self._counted, strict=True)))
-        self._counted = counts
+        tally.rounds(now.levels[-1])
+        tally.rounds(self._counted, -1)
+        self._counted = now.levels[-1].counters()
         first = bool(self._ids) and not self._begun
         if first:
             self._begun = True
-            tally.prompt(now, time.perf_counter() - self._arrival)
+            tally.prompt(now, self.seconds)
         return first
 
     def tell(self, generation: Generation) -> None:
@@ -111,6 +117,11 @@ class Worker:
         """
         failed = self._failed is not None and time.perf_counter() - self._failed < UNWELL_SECONDS
         return self._thread.is_alive() and not self._closing and not failed
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is worked on or waits."""
+        return bool(self._jobs or self._arrived)
 
     def submit(self, order: Order, client: Client) -> None:
         """Take in a request; any thread may."""
@@ -190,7 +201,8 @@ class Worker:
                 self._look_after(job, talk)
             except Exception as error:  # the others go on
                 self._fail(job, error)
-        self._tally.requests(self._model.scheduler.open, self._model.scheduler.waiting)
+        scheduler = self._model.scheduler
+        self._tally.requests(scheduler.open, scheduler.waiting, scheduler.cache_use)
 
     def _look_after(self, job: _Job, talk: bool) -> None:
         """Pass on what a request got, and ask from time to time whether more is wanted."""
@@ -214,7 +226,7 @@ class Worker:
         """Let go of a request: there is room for another one before its client hears of the end."""
         generation.cancel()  # one that is done stays so
         self._jobs.remove(job)
-        self._tally.answer(generation.statistics.tokens_per_round)
+        self._tally.answer(generation.statistics, job.seconds)
 
     def _fail(self, job: _Job, error: Exception) -> None:
         message, failure = failure_of(error)

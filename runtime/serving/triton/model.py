@@ -16,7 +16,7 @@ from quasar.engines.errors import QuasarError
 from quasar.runtime.model import Model, load_model
 from quasar.runtime.model_options import options_from_strings
 from quasar.runtime.serving.limits import queue_limit_of
-from quasar.runtime.serving.metrics import COUNTERS, GAUGES, HISTOGRAMS, IDLE, Tally
+from quasar.runtime.serving.metrics import ACCEPTED_PER_POSITION, COUNTERS, GAUGES, HISTOGRAMS, IDLE, MetricSpec, Tally
 from quasar.runtime.serving.relay import Relay, RelayedClient
 from quasar.runtime.serving.request import Failure, Part, failure_of
 from quasar.runtime.serving.triton.request import TritonOrder, read_request
@@ -131,17 +131,21 @@ class _Metrics:
     """Metrics beside Triton's own. Instances of a model share them, so gauges are counted up and down, too."""
 
     def __init__(self, model: str, version: str) -> None:
-        labels = {"model": model, "version": version}
+        self._labels = {"model": model, "version": version}
         kinds = pb_utils.MetricFamily
         self._families: list[Any] = []
         self._metrics: dict[str, Any] = {}
         self._gauges = IDLE
         for kind, specs in ((kinds.COUNTER, COUNTERS), (kinds.GAUGE, GAUGES), (kinds.HISTOGRAM, HISTOGRAMS)):
             for spec in specs:
-                family = pb_utils.MetricFamily(name=spec.name, description=spec.meaning, kind=kind)
-                self._families.append(family)
                 buckets = {"buckets": list(spec.buckets)} if spec.buckets else {}
-                self._metrics[spec.name] = family.Metric(labels=labels, **buckets)
+                self._metrics[spec.name] = self._family(spec, kind).Metric(labels=self._labels, **buckets)
+        self._positions: list[Any] = []
+        self._by_position = self._family(ACCEPTED_PER_POSITION, kinds.COUNTER)
+
+    def _family(self, spec: MetricSpec, kind: Any) -> Any:
+        self._families.append(pb_utils.MetricFamily(name=spec.name, description=spec.meaning, kind=kind))
+        return self._families[-1]
 
     def report(self, tally: Tally) -> None:
         """See `Reporter.report`."""
@@ -150,6 +154,12 @@ class _Metrics:
         for name, count in {**tally.counts, **changes}.items():
             if count:
                 self._metrics[name].increment(count)
+        for position in range(len(self._positions), len(tally.positions)):
+            labels = {**self._labels, ACCEPTED_PER_POSITION.label: str(position)}
+            self._positions.append(self._by_position.Metric(labels=labels))
+        for metric, count in zip(self._positions, tally.positions, strict=False):
+            if count:
+                metric.increment(count)
         for name, values in tally.observations.items():
             for value in values:
                 self._metrics[name].observe(value)
@@ -157,4 +167,6 @@ class _Metrics:
     def free(self) -> None:
         """Free the metrics, and then their families: the server's stub crashes at unloading otherwise."""
         self._metrics.clear()
+        self._positions.clear()
+        self._by_position = None
         self._families.clear()

@@ -1,0 +1,1 @@
+"""The HTTP server: APIs of OpenAI and Anthropic over one model."""

@@ -1,0 +1,5 @@
+"""`python -m quasar.runtime.serving.openai`"""
+
+from quasar.runtime.serving.openai.cli import main
+
+raise SystemExit(main())

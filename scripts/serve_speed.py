@@ -1,0 +1,131 @@
+"""The HTTP server beside the library: tokens/s of one and of eight clients, and the time to the first token.
+
+    python scripts/serve_speed.py BUNDLE [--chain C] [--max-tokens 64] [--repeat 3]
+
+Each has a model of its own, and they take turns. Greedy, the end token ignored, prompts read anew each time; medians. DRAM
+bandwidth is not read: the figures are ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+
+from quasar.runtime import Model, SamplingParams, load
+
+SUBJECTS = ("apples", "rolls", "pens", "stamps", "eggs", "books", "coins", "keys")
+QUESTIONS = [f"A shop has {10 + 7 * i} {name} and sells {3 + i} of them. How many are left?" for i, name in enumerate(SUBJECTS)]
+
+
+def messages(question: str) -> list[dict[str, str]]:
+    """A chat."""
+    return [{"role": "user", "content": question}]
+
+
+class Library:
+    """Answers in this process."""
+
+    def __init__(self, bundle: Path, chain: str | None, count: int) -> None:
+        self.model: Model = load(bundle, chain=chain, sequences=len(QUESTIONS), prefix_caching=False)
+        self._params = SamplingParams(max_new_tokens=count, ignore_eos=True)
+
+    def one(self, question: str) -> tuple[float, float]:
+        """(seconds to the first token, seconds of all)"""
+        begin, first = time.perf_counter(), 0.0
+        for _ in self.model.stream(messages=messages(question), params=self._params):
+            first = first or time.perf_counter() - begin
+        return first, time.perf_counter() - begin
+
+    def all(self) -> float:
+        """Seconds of all questions together."""
+        begin = time.perf_counter()
+        self.model.generate([messages(question) for question in QUESTIONS], self._params)
+        return time.perf_counter() - begin
+
+
+class Server:
+    """The same through HTTP, streamed."""
+
+    def __init__(self, bundle: Path, chain: str | None, count: int) -> None:
+        self._count = count
+        command = [sys.executable, "-m", "quasar.runtime.serving.openai", str(bundle), "--port", "0", "--no-prefix-caching"]
+        command += ["--sequences", str(len(QUESTIONS)), *(["--chain", chain] if chain else [])]
+        begin = time.perf_counter()
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        url = next(line.split()[0] for line in self._process.stdout if line.startswith("http"))
+        self.http = httpx.Client(base_url=url, timeout=600)
+        self.http.get("/health").raise_for_status()
+        self.start_seconds = time.perf_counter() - begin
+
+    def one(self, question: str) -> tuple[float, float]:
+        """See `Library.one`."""
+        body = {"messages": messages(question), "max_tokens": self._count, "ignore_eos": True, "stream": True}
+        begin, first = time.perf_counter(), 0.0
+        with self.http.stream("POST", "/v1/chat/completions", json=body) as response:
+            for line in response.iter_lines():
+                if not first and line.startswith("data: {") and json.loads(line[6:])["choices"][0]["delta"]:
+                    first = time.perf_counter() - begin
+        return first, time.perf_counter() - begin
+
+    def all(self) -> float:
+        """See `Library.all`."""
+        begin = time.perf_counter()
+        with ThreadPoolExecutor(len(QUESTIONS)) as pool:
+            list(pool.map(self.one, QUESTIONS))
+        return time.perf_counter() - begin
+
+    def close(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.wait()
+
+
+def interleaved(repeat: int, *measured: Callable[[], Any]) -> list[list[Any]]:
+    """Values of each, the order reversed from one round to the next."""
+    found: list[list[Any]] = [[] for _ in measured]
+    for number in range(repeat):
+        for place in range(len(measured))[:: 1 if number % 2 == 0 else -1]:
+            found[place].append(measured[place]())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--chain")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--repeat", type=int, default=3)
+    args = parser.parse_args()
+    library = Library(args.bundle, args.chain, args.max_tokens)
+    server = Server(args.bundle, args.chain, args.max_tokens)
+    try:
+        for asked in (library, server):
+            asked.one(QUESTIONS[0])
+            asked.all()
+        singles = interleaved(args.repeat * 4, lambda: library.one(QUESTIONS[1]), lambda: server.one(QUESTIONS[1]))
+        loads = interleaved(args.repeat, library.all, server.all)
+    finally:
+        server.close()
+    first, whole = (statistics.median(column) for column in zip(*singles[0], strict=True))
+    served_first, served_whole = (statistics.median(column) for column in zip(*singles[1], strict=True))
+    together, served_together = (statistics.median(one) for one in loads)
+    print(f"start to /health 200: {server.start_seconds:.2f} s, imports among them")
+    print(f"one client: library {args.max_tokens / whole:.1f} tokens/s, HTTP / library {whole / served_whole:.3f}")
+    print(f"first token: library {1e3 * first:.1f} ms, HTTP - library {1e3 * (served_first - first):.1f} ms")
+    tokens = len(QUESTIONS) * args.max_tokens
+    print(f"eight clients: library {tokens / together:.1f} tokens/s, HTTP / library {together / served_together:.3f}")
+
+
+if __name__ == "__main__":
+    main()
