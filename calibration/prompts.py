@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from quasar.engines.errors import UsageError
-from quasar.engines.jsonl import json_rows, read_text
+from quasar.engines.jsonl import read_text, text_rows
 
-TEXT_KEYS = ("text", "prompt", "inputs_pretokenized", "question")
 ADVICE = "give a .jsonl or .txt file with text"
 SHORTEST = 2
 """Tokens that a sequence needs to say anything about the next token."""
@@ -87,27 +86,5 @@ def _from_rows(
     encode: Callable[[str], list[int]],
     encode_messages: Callable[[Sequence[Any]], list[int]],
 ) -> Iterator[list[int]]:
-    for here, row in json_rows(text, f"--calibration {where}"):
-        messages = _messages(row) if isinstance(row, dict) else None
-        if messages is not None:
-            yield encode_messages(messages)
-            continue
-        values = [row[key] for key in TEXT_KEYS if isinstance(row, dict) and isinstance(row.get(key), str)]
-        if not values:
-            raise UsageError(f"{here}: no text; a row needs one of {', '.join(TEXT_KEYS)}, turns, messages")
-        yield encode(values[0])
-
-
-def _messages(row: dict[str, Any]) -> list[dict[str, str]] | None:
-    """Chat messages of a row. `turns` are the user's; `reference` answers stand between them where there are any."""
-    messages = row.get("messages")
-    if isinstance(messages, list) and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
-        return messages or None
-    turns, answers = row.get("turns"), row.get("reference")
-    if not (isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)):
-        return None
-    if not (isinstance(answers, list) and len(answers) == len(turns) and all(isinstance(a, str) for a in answers)):
-        return [{"role": "user", "content": turns[0]}]
-    roles = ("user", "assistant")
-    pairs = zip(turns, answers, strict=True)
-    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
+    for found in text_rows(text, f"--calibration {where}"):
+        yield encode(found) if isinstance(found, str) else encode_messages(found)

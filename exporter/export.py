@@ -39,7 +39,7 @@ from quasar.exporter.model.draft_model import check_draft, fit_vocabulary, open_
 from quasar.exporter.model.float_layer import float_model
 from quasar.exporter.model.generation_config import sampling_defaults
 from quasar.exporter.model.gguf_file import GgufWeights
-from quasar.exporter.model.tokenizer import encode_messages, open_tokenizer, stop_token_ids_of, write_tokenizer
+from quasar.exporter.model.tokenizer import open_tokenizer, stop_token_ids_of, write_tokenizer
 from quasar.exporter.options import ExportOptions
 from quasar.exporter.plans.build import PlanGraph, build_plans
 from quasar.exporter.plans.failure import kept_on_failure
@@ -47,6 +47,7 @@ from quasar.exporter.plans.gate import gate_plans, open_plan_graph
 from quasar.exporter.progress import Progress
 from quasar.exporter.quantized import Quantized, Wanted, quantize
 from quasar.exporter.reference import Reference
+from quasar.runtime.tokenizer import encode_messages
 
 PACKAGES = ("quasar-toolchain", "onnxruntime", "tensorrt", "tensorrt-rtx", "onnx-ir", "torch", "transformers", "tokenizers")
 

@@ -10,12 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.command import EXIT_CODES, run_command
 from quasar.engines.errors import UsageError
 from quasar.engines.jsonl import json_rows, read_text
 from quasar.runtime.answer import Result
+from quasar.runtime.chain.choice import choose_chain
+from quasar.runtime.corpus import fill_pool
 from quasar.runtime.generation import Generation
 from quasar.runtime.model import Model, load_model
+from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.options import (
     add_model_options,
     add_sampling_options,
@@ -46,6 +50,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", action="store_true", help="print one JSON object per answer, with statistics")
     p.add_argument("--stats", action="store_true", help="print statistics after each answer")
     add_model_options(p)
+    p.add_argument(
+        *("--pool-from",), type=Path, action="append", default=[], metavar="TEXTFILE",
+        help="add the texts of a .txt or .jsonl file to --pool first; may be repeated; without PROMPT, do only that",
+    )  # fmt: skip
     return p
 
 
@@ -104,6 +112,20 @@ def _is_chat(args: argparse.Namespace) -> bool:
     return args.prompt is None and args.token_ids is None
 
 
+def _fill_pool(args: argparse.Namespace, options: ModelOptions) -> bool:
+    """Add texts to the pool; whether that was all."""
+    if args.pool is None:
+        raise UsageError("--pool-from adds texts to a pool; say with --pool FILE where that is")
+    bundle = open_bundle(args.bundle, args.verify)
+    chain, alone = choose_chain(bundle, args.chain), _is_chat(args)
+    if not alone:
+        options.pool_path(chain)  # before anything is written
+    held = fill_pool(bundle, args.pool, args.pool_from, bundle.engine(chain.target).vocab_size)
+    if alone:
+        print(f"{args.pool}: {held} tokens")
+    return alone
+
+
 def _user_turns() -> Iterator[str]:
     """Lines of the user, until the end of the input."""
     if sys.stdin.isatty():
@@ -148,7 +170,10 @@ def _run(argv: Sequence[str] | None) -> int:
     if args.logprobs is not None and not args.json:
         raise UsageError("--logprobs goes with --json")
     rows = _read_rows(args.token_ids) if args.token_ids else None
-    with load_model(args.bundle, model_options(args)) as model:
+    how = model_options(args)
+    if args.pool_from and _fill_pool(args, how):
+        return 0
+    with load_model(args.bundle, how) as model:
         params = model.sampling_params(**sampling)
         if args.stats and model.kernels:
             print("kernels: " + ", ".join(f"{name} {what}" for name, what in model.kernels.items()), file=sys.stderr)

@@ -22,6 +22,7 @@ from quasar.runtime.defaults import default_params
 from quasar.runtime.engines import EnginePool
 from quasar.runtime.execution import describe_kernels, kernels_of
 from quasar.runtime.generation import Generation
+from quasar.runtime.kept_pool import KeptPool, open_pool
 from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.prompt import Prompt, ReadPrompt, is_many
 from quasar.runtime.reader import NO_TEMPLATE, Reader
@@ -84,12 +85,15 @@ class Model:
         self.options = options
         self.chain = choose_chain(pool.bundle, options.chain)
         lengths = options.draft_lengths(self.chain)
+        kept = options.pool_path(self.chain)
         self._defaults = default_params(pool.bundle, options.generation_config)
         pool.check(self.chain)
-        self.tokenizer = Tokenizer(pool.bundle.tokenizer_folder(), pool.bundle.engine(self.chain.target).vocab_size)
+        vocab_size = pool.bundle.engine(self.chain.target).vocab_size
+        self.tokenizer = Tokenizer(pool.bundle.tokenizer_folder(), vocab_size)
+        self._kept = None if kept is None else KeptPool(open_pool(kept, pool.bundle, vocab_size))
         cached = pool.cached(self.chain)
         self.engines: dict[str, Engine] = {name: one.engine for name, one in cached.items()}
-        self.verifier = build_chain(self.chain, cached, lengths)
+        self.verifier = build_chain(self.chain, cached, lengths, self._kept)
         spec = self.verifier.cached.engine.spec
         self.max_length, self.vocab_size = spec.max_length, spec.vocab_size
         self.scheduler = Scheduler(self.verifier, self.engines, options.sequences, options.prefix_caching)
@@ -104,13 +108,15 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """End the answers that are open, and free the engines. Waits for the pass that runs now."""
+        """End the answers that are open, free the engines, and write the pool. Waits for the pass that runs now."""
         self._turnstile.close(self._free)
 
     def _free(self) -> None:
         self.scheduler.close(QuasarError(CLOSED))
         self._pool.close()
         self.engines.clear()
+        if self._kept is not None:
+            self._kept.save()
 
     def _load(self, chain: ChainSpec) -> Mapping[str, CachedTokens]:
         """The caches of another chain's engines, whose seconds count from now on."""
@@ -137,7 +143,7 @@ class Model:
         return describe_kernels(self.options, self.bundle, self.engines)
 
     def forget(self) -> None:
-        """Forget earlier answers, of which `suffix-pool` makes proposals."""
+        """Forget earlier answers, of which `suffix-pool` makes proposals. What the file of a pool holds stays."""
         self.verifier.forget()
 
     def sampling_params(self, **changes: Any) -> SamplingParams:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, fields
@@ -10,7 +11,7 @@ from typing import Any
 
 from quasar.engines.bundle.manifest import BACKENDS, LIBRARIES, MAX_SLOTS
 from quasar.engines.errors import UsageError
-from quasar.runtime.chain.spec import ChainSpec
+from quasar.runtime.chain.spec import SUFFIX_POOL, WEIGHTLESS, ChainSpec
 from quasar.runtime.defaults import GENERATION_CONFIGS, GenerationConfig
 from quasar.runtime.sampler import ACCEPTANCES, Acceptance
 
@@ -47,6 +48,8 @@ class ModelOptions:
         prepacked: a folder of `quasar.engines.onnxruntime.prepacked`, from which processes share weights.
         kernels: `auto`: int8 products on a CPU run in operators of our own, where the bundle has engines for them and this
             machine the library; `off`: in those of ONNX Runtime. Both give the same integers.
+        pool: a file with texts that `suffix-pool` proposes beside the answers of this process, which are added to it when the
+            model is closed.
 
     Raises:
         UsageError: a value that has no meaning.
@@ -65,6 +68,7 @@ class ModelOptions:
     generation_config: GenerationConfig = "auto"
     prepacked: Path | None = None
     kernels: str = "auto"
+    pool: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.sequences, bool) or not isinstance(self.sequences, int) or not 1 <= self.sequences <= MAX_SLOTS:
@@ -87,6 +91,8 @@ class ModelOptions:
             raise UsageError(f"provider {self.provider} is one of ONNX Runtime, not of {self.backend}; give one of the two")
         if self.prepacked is not None and (self.backend in LIBRARIES or self.provider not in (None, "cpu")):
             raise UsageError("prepacked weights are for ONNX Runtime on a CPU; leave them out")
+        if self.pool is not None and not isinstance(self.pool, (str, os.PathLike)):
+            raise UsageError(f"pool is {self.pool!r}; give the path of a file")
         for length in self._lengths():
             if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 0):
                 raise UsageError(f"draft_length is {length!r}; it must be 0 or more, or None for as many as pay")
@@ -105,6 +111,18 @@ class ModelOptions:
                 f"draft_length has {len(lengths)} numbers and the chain {chain} {count} verifiers; give one, or one each"
             )
         return lengths
+
+    def pool_path(self, chain: ChainSpec) -> Path | None:
+        """Where the pool of the chain is kept; None for nowhere.
+
+        Raises:
+            UsageError: the chain has none.
+        """
+        if self.pool is None or SUFFIX_POOL in chain.proposers:
+            return None if self.pool is None else Path(self.pool)
+        engines = [name for name in chain.proposers if name not in WEIGHTLESS]
+        with_pool = ChainSpec((SUFFIX_POOL, *engines), chain.verifiers)
+        raise UsageError(f"pool {self.pool}: the chain {chain} proposes nothing of it; give the chain '{with_pool}'")
 
     def _lengths(self) -> list[int | None]:
         return list(self.draft_length) if isinstance(self.draft_length, Iterable) else [self.draft_length]
@@ -149,5 +167,5 @@ def options_from_strings(strings: Mapping[str, str]) -> ModelOptions:
         elif name == "draft_length":
             values[name] = parse_draft_length(text)
         else:
-            values[name] = Path(text) if name == "prepacked" else text
+            values[name] = Path(text) if name in ("prepacked", "pool") else text
     return ModelOptions(**values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from quasar.engines.bundle.manifest import BACKENDS
@@ -118,6 +119,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "kernels": (
         {"choices": KERNELS},
         "of int8 products on a CPU: auto takes our own where they can run, off those of ONNX Runtime (default: auto)",
+    ),
+    "pool": (
+        {"type": Path, "metavar": "FILE"},
+        "with suffix-pool: propose from the texts of this file, too, and add the answers to it; made where there is none",
     ),
     "verify": ({"action": "store_true"}, "check the hash of every file first"),
 }

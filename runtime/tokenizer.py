@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,23 @@ class Tokenizer:
         The template writes its own special tokens.
         """
         return self.encode(self.render(chat, chat.wants_answer), special_tokens=False)
+
+
+def encode_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Token ids of a conversation, through the chat template where the model has one.
+
+    A template that refuses the answer at the end, or the roles, gets the conversation without it, or as plain text.
+    """
+    if tokenizer.has_chat_template:
+        asked = list(messages)
+        while asked and asked[-1].get("role") == "assistant":
+            asked.pop()
+        for attempt in (list(messages), asked):
+            try:
+                return tokenizer.encode_chat(Chat(attempt))
+            except UsageError:
+                continue
+    return tokenizer.encode("\n\n".join(message["content"] for message in messages))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

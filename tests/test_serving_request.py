@@ -182,7 +182,8 @@ def test_names_of_the_openai_frontend_are_declared() -> None:
 
 def test_options_survive_the_configuration() -> None:
     options = ModelOptions(
-        "plain", 3, "onnxruntime", "cpu", 2, True, (4, 16), "rejection", True, False, "off", Path("prepacked"), "off"
+        *("plain", 3, "onnxruntime", "cpu", 2, True, (4, 16), "rejection", True, False, "off"),
+        *(Path("prepacked"), "off", Path("pool")),
     )  # none is the default
     assert len(options.to_strings()) == len(fields(ModelOptions))
     assert options_from_strings(options.to_strings()) == options

@@ -20,9 +20,9 @@ from transformers import AutoTokenizer
 
 from quasar.engines.errors import UsageError
 from quasar.exporter.model.checkpoint import Checkpoint, open_checkpoint
-from quasar.exporter.model.tokenizer import encode_messages, open_tokenizer, stop_token_ids_of, write_tokenizer
+from quasar.exporter.model.tokenizer import open_tokenizer, stop_token_ids_of, write_tokenizer
 from quasar.runtime.chat import Chat
-from quasar.runtime.tokenizer import Tokenizer
+from quasar.runtime.tokenizer import Tokenizer, encode_messages
 
 TEXT = [
     "Tom has 3 boxes of 8 pens.",

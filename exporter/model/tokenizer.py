@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -173,20 +173,3 @@ def _turn_end(tokenizer: Tokenizer) -> str | None:
     behind = text.rpartition(ANSWER)[2].lstrip()
     specials = [token for token in tokenizer.special_tokens if behind.startswith(token)]
     return max(specials, key=len, default=None)
-
-
-def encode_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Token ids of a conversation, through the chat template where the model has one.
-
-    A template that refuses the answer at the end, or the roles, gets the conversation without it, or as plain text.
-    """
-    if tokenizer.has_chat_template:
-        asked = list(messages)
-        while asked and asked[-1].get("role") == "assistant":
-            asked.pop()
-        for attempt in (list(messages), asked):
-            try:
-                return tokenizer.encode_chat(Chat(attempt))
-            except UsageError:
-                continue
-    return tokenizer.encode("\n\n".join(message["content"] for message in messages))

@@ -60,8 +60,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-memory", action="store_true", help="leave out peak memory, which loads every chain once more")
     add_template_options(p)
     add_sampling_options(p, of_bundle=False)
-    # chains are listed, slots follow from --concurrency, and a prompt that was in the cache would say nothing of reading it
-    add_model_options(p, "chain", "sequences", "prefix_caching", "generation_config")
+    # chains are listed, slots follow from --concurrency; a prompt that was in the cache would say nothing of reading it, and a
+    # pool that holds answers of the last run nothing of drafts
+    add_model_options(p, "chain", "sequences", "prefix_caching", "generation_config", "pool")
     return p
 
 

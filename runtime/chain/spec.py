@@ -12,11 +12,13 @@ from quasar.runtime.proposers.prompt_lookup import PromptLookup
 from quasar.runtime.proposers.proposer import Proposer
 from quasar.runtime.proposers.suffix import Suffix, SuffixPool
 
-WEIGHTLESS: Mapping[str, Callable[[], Proposer]] = {
-    "prompt-lookup": PromptLookup,
-    "suffix": Suffix,
-    "suffix-pool": lambda: Suffix(SuffixPool()),
+SUFFIX_POOL = "suffix-pool"
+WEIGHTLESS: Mapping[str, Callable[[SuffixPool], Proposer]] = {
+    "prompt-lookup": lambda pool: PromptLookup(),
+    "suffix": lambda pool: Suffix(),
+    SUFFIX_POOL: Suffix,
 }
+"""What proposes without an engine, made with the pool of the chain."""
 QUANTSPEC = "quantspec"
 """The preset whose draft reads the upper halves of its verifier's cache."""
 PRESETS: Mapping[str, str] = {
@@ -83,20 +85,29 @@ def parse_chain(text: str, default: str | None = None) -> ChainSpec:
     return ChainSpec(tuple(proposers), tuple(stage[0] for stage in verifiers))
 
 
-def build_chain(spec: ChainSpec, cached: Mapping[str, CachedTokens], draft_lengths: Sequence[int | None]) -> Verifier:
+def build_chain(
+    spec: ChainSpec, cached: Mapping[str, CachedTokens], draft_lengths: Sequence[int | None], pool: SuffixPool | None = None
+) -> Verifier:
     """The parts of a chain, put together.
 
     Args:
         cached: of its engines, by name.
         draft_lengths: tokens proposed a round to each verifier; None for as many as pay.
+        pool: of `suffix-pool`; None for an empty one.
     """
-    return Verifier(cached[spec.target], proposers_of(spec, cached, draft_lengths), draft_lengths[-1])
+    return Verifier(cached[spec.target], proposers_of(spec, cached, draft_lengths, pool), draft_lengths[-1])
 
 
-def proposers_of(spec: ChainSpec, cached: Mapping[str, CachedTokens], draft_lengths: Sequence[int | None]) -> list[Proposer]:
+def proposers_of(
+    spec: ChainSpec,
+    cached: Mapping[str, CachedTokens],
+    draft_lengths: Sequence[int | None],
+    pool: SuffixPool | None = None,
+) -> list[Proposer]:
     """What proposes to the last engine of a chain; see `build_chain`."""
+    pool = SuffixPool() if pool is None else pool
     proposers: list[Proposer] = [
-        WEIGHTLESS[name]() if name in WEIGHTLESS else Verifier(cached[name], [], None) for name in spec.proposers
+        WEIGHTLESS[name](pool) if name in WEIGHTLESS else Verifier(cached[name], [], None) for name in spec.proposers
     ]
     for name, draft_length in zip(spec.verifiers[:-1], draft_lengths, strict=False):
         proposers = [Verifier(cached[name], proposers, draft_length)]

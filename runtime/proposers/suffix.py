@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from itertools import islice
+from typing import Any
 
 from quasar.runtime.proposers.proposer import Ask, Draft, Weightless
+from quasar.runtime.proposers.suffix_array import Occurrences, SuffixArray
 from quasar.runtime.proposers.suffix_tree import MAX_DEPTH, Match, SuffixTree
 from quasar.runtime.sequence import Sequence
 
@@ -19,17 +21,34 @@ POOL_TOKENS = 100_000
 LONGEST_GRADE = 8
 
 
-class SuffixPool:
-    """Earlier outputs, at most `max_tokens` of them; the oldest are forgotten first."""
+Follow = Callable[[Iterable[Any], int], list[Any]]
+"""Of texts: the matches of which a string ends, and the next token -> those of the longer string, longest first."""
 
-    def __init__(self, max_tokens: int = POOL_TOKENS, depth: int = MAX_DEPTH) -> None:
-        self._depth = depth
+
+class SuffixPool:
+    """Earlier outputs, at most `max_tokens` of them; the oldest are forgotten first.
+
+    Args:
+        kept: texts beside them, which stay as they are.
+
+    Attributes:
+        sources: of matches: the outputs, then what is kept.
+    """
+
+    def __init__(self, max_tokens: int = POOL_TOKENS, depth: int = MAX_DEPTH, kept: SuffixArray | None = None) -> None:
         self._max_tokens = max_tokens
+        self.tree = SuffixTree(depth)
+        self.sources: tuple[Follow, ...] = (self.tree.follow,) if kept is None else (self.tree.follow, kept.follow)
         self.clear()
 
+    @property
+    def texts(self) -> Many[list[int]]:
+        """The outputs, the oldest first."""
+        return self._texts
+
     def clear(self) -> None:
-        """Forget all of them."""
-        self.tree = SuffixTree(self._depth)
+        """Forget all outputs."""
+        self.tree.clear()
         self._texts: deque[list[int]] = deque()
         self._tokens = 0
 
@@ -47,45 +66,50 @@ class SuffixPool:
 
 
 class _Text:
-    """One sequence's own repetitions, and where its suffixes occur in the pool."""
+    """One sequence's own repetitions, and where its suffixes occur in a pool.
 
-    def __init__(self, pool: SuffixPool | None) -> None:
-        self._pool = pool
+    Args:
+        sources: of the pool.
+    """
+
+    def __init__(self, sources: Many[Follow]) -> None:
         self._tree = SuffixTree()
-        # per token of the text: its suffixes that occur in the pool, longest first
-        self._pooled: list[list[Match]] = []
+        self._sources = sources
+        self._forget()
+
+    def _forget(self) -> None:
+        # by source, per token of the text: its suffixes that occur there, longest first
+        self._pooled: list[list[list[Any]]] = [[] for _ in self._sources]
 
     def read(self, tokens: list[int]) -> None:
         """Take in what was added to the text."""
         for token in tokens[len(self._tree.text) :]:
             self._tree.append(token)
-            self._follow(token)
+        self._search()
 
-    def _follow(self, token: int) -> None:
-        if self._pool is None:
-            return
-        earlier = self._pooled[-1] if self._pooled else []
-        followed = [longer for match in earlier if (longer := match.follow(token)) is not None]
-        single = self._pool.tree.root_match(token)
-        self._pooled.append(followed if single is None else [*followed, single])
+    def _search(self) -> None:
+        """Find the suffixes of what was not searched for yet; of much of it, those of its end are enough."""
+        text = self._tree.text
+        for follow, places in zip(self._sources, self._pooled, strict=True):
+            places.extend([] for _ in range(len(text) - MAX_DEPTH - len(places)))
+            for token in text[len(places) :]:
+                places.append(follow(places[-1] if places else (), token))
 
-    def matches(self) -> Iterator[Iterable[Match]]:
+    def matches(self) -> Iterator[Iterable[Match | Occurrences]]:
         """Suffixes of the text that occur elsewhere, longest first: in the text, then in the pool."""
         yield self._tree.matches()
-        yield self._pooled[-1] if self._pooled else ()
+        yield from (places[-1] for places in self._pooled if places)
 
     def rewind(self, length: int) -> None:
         """Forget the text from position `length` on."""
         self._tree.rewind(length)
-        del self._pooled[length:]
+        for places in self._pooled:
+            del places[length:]
 
     def search_again(self) -> None:
-        """Find the suffixes in the pool, whose tree has changed under them; those of the end are enough."""
-        text = self._tree.text
-        first = max(len(text) - MAX_DEPTH, 0)
-        self._pooled = [[] for _ in range(first)]
-        for token in text[first:]:
-            self._follow(token)
+        """Find the suffixes in the pool, which has changed under them."""
+        self._forget()
+        self._search()
 
 
 class Suffix(Weightless):
@@ -107,7 +131,7 @@ class Suffix(Weightless):
 
     def join(self, sequence: Sequence) -> None:
         """See `Proposer.join`."""
-        self._texts[sequence] = _Text(self._pool)
+        self._texts[sequence] = _Text(() if self._pool is None else self._pool.sources)
 
     def propose(self, asks: Many[Ask]) -> list[list[Draft]]:
         """See `Proposer.propose`; none where nothing matches."""
@@ -144,7 +168,7 @@ class Suffix(Weightless):
         self._search_again()
 
     def forget(self) -> None:
-        """Empty the pool."""
+        """Empty the pool, but for what it was given to keep."""
         if self._pool is not None:
             self._pool.clear()
             self._search_again()
@@ -154,7 +178,7 @@ class Suffix(Weightless):
             text.search_again()
 
 
-def _likely(match: Match) -> Iterator[tuple[int, float]]:
+def _likely(match: Match | Occurrences) -> Iterator[tuple[int, float]]:
     for token, probability in match.continuation():
         if probability < MIN_PROBABILITY:
             return

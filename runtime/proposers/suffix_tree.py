@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -116,6 +116,17 @@ class SuffixTree:
         """The string of one token."""
         node = self._root.get(token)
         return None if node is None else Match(node, 1)
+
+    def follow(self, matches: Iterable[Match], token: int) -> list[Match]:
+        """The strings that go on with a token, and the token itself; longest first, those beyond the depth left out."""
+        found = [longer for one in matches if one.length < self._depth and (longer := one.follow(token)) is not None]
+        single = self.root_match(token)
+        return found if single is None else [*found, single]
+
+    def clear(self) -> None:
+        """Take out all texts."""
+        self._root.clear()
+        self.begin()
 
     def append(self, token: int) -> None:
         """Add a token at the end of the text."""

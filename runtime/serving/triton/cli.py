@@ -51,7 +51,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _run(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
-    model = model_options(args, sequences=1 if args.sequences is None else args.sequences, verify=False)
+    pool = None if args.pool is None else args.pool.absolute()  # the server starts elsewhere
+    model = model_options(args, sequences=1 if args.sequences is None else args.sequences, verify=False, pool=pool)
     bundle = open_bundle(args.bundle, args.verify)
     if args.sequences is None:
         model = replace(model, sequences=usual_sequences(bundle, model))

@@ -115,6 +115,7 @@ def check_options(bundle: Bundle, options: ModelOptions) -> ChainSpec:
     """
     chain = choose_chain(bundle, options.chain)
     options.draft_lengths(chain)
+    options.pool_path(chain)
     EnginePool(bundle, options).check(chain)
     return chain
 
