@@ -20,6 +20,7 @@ ADVICE = {
 }
 EXTRAS = {
     "onnxruntime": "cpu",
+    "lm_eval": "eval",
     "tritonclient": "triton",
     "google": "triton",
     "grpc": "triton",

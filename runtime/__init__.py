@@ -8,9 +8,24 @@ with load("demo-int8", chain="prompt-lookup > int8") as model:
 
 from quasar.runtime.answer import Logprob, Piece, Result
 from quasar.runtime.generation import Generation
-from quasar.runtime.model import Model, load
+from quasar.runtime.loading import load
+from quasar.runtime.model import Model
 from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.sampling import SamplingParams
+from quasar.runtime.scoring import Text
+from quasar.runtime.speculation import Speculation
 from quasar.runtime.statistics import Statistics
 
-__all__ = ["Generation", "Logprob", "Model", "ModelOptions", "Piece", "Result", "SamplingParams", "Statistics", "load"]
+__all__ = [
+    "Generation",
+    "Logprob",
+    "Model",
+    "ModelOptions",
+    "Piece",
+    "Result",
+    "SamplingParams",
+    "Speculation",
+    "Statistics",
+    "Text",
+    "load",
+]

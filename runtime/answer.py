@@ -23,10 +23,10 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True)
 class Logprob:
-    """Log-probabilities at one new token, in nats, as the chain's last engine gives them: before penalties and temperature.
+    """Log-probabilities at one token, in nats, as the chain's last engine gives them: before penalties and temperature.
 
     Attributes:
-        token: the new token.
+        token: the new token, or that of a text which is scored.
         logprob: its own.
         top: the most likely tokens and theirs, best first.
     """
@@ -192,7 +192,7 @@ class Answer:
         for row, token in enumerate(done.tokens):
             taken.append(token)
             if self._logprobs is not None:
-                logprobs.append(_logprob(done.logits(row), token, self._top or 0))
+                logprobs.append(logprob_of(done.logits(row), token, self._top or 0))
             self.sequence.tokens.append(token)
             shown.append(self._stream.push(token))
             if self._stream.stopped or token in self._stop_ids:
@@ -211,7 +211,8 @@ class Answer:
         self._reason = self._reason or reason
 
 
-def _logprob(logits: Float32, token: int, count: int) -> Logprob:
+def logprob_of(logits: Float32, token: int, count: int) -> Logprob:
+    """Log-probabilities of a token, and of the `count` likeliest ones, from the logits that it was chosen from, float32 [V]."""
     values = log_softmax(logits)
     best = np.argpartition(-values, min(count, len(values) - 1))[:count]
     top = sorted(((int(i), float(values[i])) for i in best), key=lambda pair: (-pair[1], pair[0]))

@@ -18,7 +18,8 @@ from quasar.runtime.answer import Result
 from quasar.runtime.chain.choice import choose_chain
 from quasar.runtime.corpus import fill_pool
 from quasar.runtime.generation import Generation
-from quasar.runtime.model import Model, load_model
+from quasar.runtime.loading import load_model
+from quasar.runtime.model import Model
 from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.options import (
     add_model_options,

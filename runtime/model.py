@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Unpack, overload
 
-from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.engine import Engine
 from quasar.engines.errors import QuasarError, UsageError
-from quasar.runtime.answer import Answer, Result
+from quasar.runtime.answer import Answer, Logprob, Result
 from quasar.runtime.chain.branches import Branches
 from quasar.runtime.chain.cached import CachedTokens
 from quasar.runtime.chain.choice import choose_chain
@@ -20,7 +18,7 @@ from quasar.runtime.chain.spec import ChainSpec, build_chain
 from quasar.runtime.chat import Chat, ChatOptions, Message, Tool, is_messages
 from quasar.runtime.defaults import default_params
 from quasar.runtime.engines import EnginePool
-from quasar.runtime.execution import describe_kernels, kernels_of
+from quasar.runtime.execution import describe_kernels
 from quasar.runtime.generation import Generation
 from quasar.runtime.kept_pool import KeptPool, open_pool
 from quasar.runtime.model_options import ModelOptions
@@ -29,41 +27,13 @@ from quasar.runtime.reader import NO_TEMPLATE, Reader
 from quasar.runtime.sampler import Sampler
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.scheduler import Scheduler
+from quasar.runtime.scoring import Scoring, Text, check_text, in_runs
 from quasar.runtime.sequence import Sequence
 from quasar.runtime.speculation import Speculation
 from quasar.runtime.statistics import Statistics
 from quasar.runtime.text import TextStream
 from quasar.runtime.tokenizer import Tokenizer
 from quasar.runtime.turnstile import CLOSED, Turnstile
-
-
-def load(bundle: str | os.PathLike[str], chain: str | None = None, **options: Any) -> Model:
-    """Load a bundle for generation.
-
-    Args:
-        chain: see `ModelOptions.chain`.
-        options: the other fields of `ModelOptions`.
-
-    Raises:
-        UsageError: no such bundle, chain, engine, provider or option.
-        BundleError: what is there is not a whole bundle.
-    """
-    unknown = set(options) - {field.name for field in fields(ModelOptions)}
-    if unknown:
-        names = ", ".join(field.name for field in fields(ModelOptions))
-        raise UsageError(f"{', '.join(sorted(unknown))}: no such option; there are {names}")
-    return load_model(bundle, ModelOptions(chain, **options))
-
-
-def load_model(bundle: str | os.PathLike[str], options: ModelOptions) -> Model:
-    """The same with its options as one object."""
-    opened = open_bundle(bundle, options.verify)
-    if options.prepacked is not None:
-        from quasar.engines.onnxruntime.prepacked import check_prepacked
-
-        engines = choose_chain(opened, options.chain).engines
-        check_prepacked(options.prepacked, opened, engines, kernels_of(options, opened))
-    return Model(EnginePool(opened, options), options)
 
 
 class Model:
@@ -300,6 +270,34 @@ class Model:
             return None
         chain = None if speculation.chain is None else choose_chain(self.bundle, speculation.chain)
         return self._branches.key(chain, speculation.draft_length)
+
+    def score(self, texts: Many[Text], top: int = 0) -> list[list[Logprob]]:
+        """How likely the tokens of texts are to the chain's last engine, each after all that stand before it.
+
+        Texts wait for slots and share passes as answers do. Those that begin alike are read as far as they differ.
+
+        Args:
+            top: how many of the likeliest tokens to note at each place.
+
+        Returns:
+            of each text, in order, its tokens from `start` on.
+
+        Raises:
+            UsageError: a text does not fit the context, or holds ids outside the vocabulary.
+        """
+        scorings = [Scoring(check_text(text, self.vocab_size, self.max_length), top) for text in texts]
+        if self._turnstile.closed:
+            raise QuasarError(CLOSED)
+        try:
+            for one in in_runs(scorings, self.options.sequences):
+                self.scheduler.add(one)
+            self._turnstile.until(lambda: all(one.done for one in scorings))
+        finally:
+            for one in scorings:
+                one.cancel()
+        for error in (one.error for one in scorings if one.error is not None):
+            raise error
+        return [one.logprobs for one in scorings]
 
     def tokenize(self, prompt: Prompt | Chat) -> list[int]:
         """See `Reader.tokenize`."""

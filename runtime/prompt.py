@@ -43,11 +43,20 @@ def prompt_ids(prompt: Any, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
     elif isinstance(prompt, (bytes, Mapping)) or not (hasattr(prompt, "__iter__") or is_array(prompt)):
         raise UsageError(f"the prompt is {type(prompt).__name__}; give text, token ids or a list of messages")
     else:
-        parts = one_prompt(prompt) if is_array(prompt) else prompt
-        ids = [_token_id(plain(part), vocab_size) for part in parts]
+        ids = token_ids(prompt, vocab_size)
     if not ids:
         raise UsageError("the prompt is empty; at least one token is needed")
     return ids
+
+
+def token_ids(ids: Any, vocab_size: int) -> list[int]:
+    """Token ids as plain integers.
+
+    Raises:
+        UsageError: one is no integer, or outside the vocabulary.
+    """
+    parts = one_prompt(ids) if is_array(ids) else ids
+    return [_token_id(plain(part), vocab_size) for part in parts]
 
 
 def is_many(prompt: Any) -> bool:

@@ -9,8 +9,10 @@ from collections.abc import Sequence as Many
 from functools import partial
 
 from quasar.engines.engine import Engine
+from quasar.engines.errors import QuasarError
 from quasar.runtime.answer import Answer
 from quasar.runtime.chain.verifier import Verifier
+from quasar.runtime.scoring import INTERRUPTED, Scorer, Scoring
 from quasar.runtime.sequence import Turn
 from quasar.runtime.statistics import difference
 
@@ -19,12 +21,12 @@ READ_BESIDE = 64
 
 
 class Scheduler:
-    """Answers, those that have a slot and those that wait for one, in order of arrival.
+    """Answers and texts to score, those that have a slot and those that wait for one, in order of arrival.
 
     Args:
         verifier: of the chain's last engine.
         engines: of the chain, by name; their seconds are counted.
-        slots: answers that are worked on at the same time.
+        slots: answers and texts that are worked on at the same time.
         prefix_caching: leave what a slot's caches hold for a prompt that begins alike.
     """
 
@@ -35,18 +37,19 @@ class Scheduler:
         # the one that was used last comes last
         self._free = list(range(slots))
         # threads add to the first while a step may go over the second
-        self._arrived: deque[Answer] = deque()
-        self._waiting: list[Answer] = []
+        self._arrived: deque[Answer | Scoring] = deque()
+        self._waiting: list[Answer | Scoring] = []
         self._open: list[Answer] = []
+        self._scorer = Scorer(verifier)
 
     @property
     def open(self) -> int:
-        """Answers that have a slot."""
-        return len(self._open)
+        """Answers and texts that have a slot."""
+        return len(self._open) + self._scorer.open
 
     @property
     def waiting(self) -> int:
-        """Answers that wait for one."""
+        """Those that wait for one."""
         return len(self._arrived) + len(self._waiting)
 
     @property
@@ -56,9 +59,9 @@ class Scheduler:
         filled = sum(len(answer.sequence.tokens) for answer in self._open)
         return min(filled / (spec.slots * spec.max_length), 1.0)
 
-    def add(self, answer: Answer) -> None:
-        """Let an answer wait for a slot; any thread may."""
-        self._arrived.append(answer)
+    def add(self, job: Answer | Scoring) -> None:
+        """Let an answer or a text wait for a slot; any thread may."""
+        self._arrived.append(job)
 
     def step(self) -> None:
         """One round. What goes wrong in it is said by the answers that it concerns.
@@ -69,11 +72,10 @@ class Scheduler:
         self._end()
         self._admit()
         turns = self._turns()
-        if not turns:
-            return
-        begin, before = time.perf_counter(), self._seconds()
         try:
-            rounds = self._verifier.round([turn for _, turn in turns])
+            self._scorer.step(self._budget(bool(turns)))
+            begin, before = time.perf_counter(), self._seconds()
+            rounds = self._verifier.round([turn for _, turn in turns]) if turns else []
         except Exception as error:  # nobody knows what the caches hold now
             for level in self._verifier.levels():
                 level.cached.clear()
@@ -81,6 +83,7 @@ class Scheduler:
         except BaseException:
             for answer, _ in turns:
                 answer.cancel()
+            self._scorer.fail(QuasarError(INTERRUPTED))
             raise
         else:
             seconds, spent = time.perf_counter() - begin, difference(self._seconds(), before)
@@ -91,31 +94,35 @@ class Scheduler:
         self._end()
 
     def fail(self, error: Exception) -> None:
-        """End the open answers with an error."""
+        """End the open answers and texts with an error."""
         for answer in self._open:
             answer.fail(error)
+        self._scorer.fail(error)
         self._end()
 
     def close(self, error: Exception) -> None:
-        """End every answer with an error."""
+        """End every answer and text with an error."""
         self._arrive()
-        self._open += self._waiting
-        self._waiting.clear()
+        for job in self._waiting:
+            job.fail(error)
         self.fail(error)
 
     def _end(self) -> None:
-        """Let go of answers that are done, and forget those that did not want to wait."""
+        """Let go of answers and texts that are done, and forget those that did not want to wait."""
         for answer in [one for one in self._open if one.done]:
             self._open.remove(answer)
-            if answer.started:
-                self._verifier.leave(answer.sequence)
-                slot = answer.sequence.slot
-                self._free.append(slot)
-                if not self._prefix_caching:
-                    for level in self._verifier.levels():
-                        level.cached.truncate(slot, 0)
+            self._verifier.leave(answer.sequence)
+            self._release(answer.sequence.slot)
+        for slot in self._scorer.end():
+            self._release(slot)
         self._arrive()
-        self._waiting = [answer for answer in self._waiting if not answer.done]
+        self._waiting = [job for job in self._waiting if not job.done]
+
+    def _release(self, slot: int) -> None:
+        self._free.append(slot)
+        if not self._prefix_caching:
+            for level in self._verifier.levels():
+                level.cached.truncate(slot, 0)
 
     def _arrive(self) -> None:
         while self._arrived:
@@ -123,25 +130,31 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self._waiting and self._free:
-            answer = self._waiting.pop(0)
-            sequence, cached = answer.sequence, self._verifier.cached
+            job, cached = self._waiting.pop(0), self._verifier.cached
+            tokens = job.tokens if isinstance(job, Scoring) else job.sequence.tokens
             # of equals the first, which was not used for the longest time
-            slot = max(self._free, key=partial(cached.shared, tokens=sequence.tokens[:-1]))
+            slot = max(self._free, key=partial(cached.shared, tokens=tokens[:-1]))
             self._free.remove(slot)
-            sequence.slot = slot
-            self._verifier.join(sequence)
-            self._open.append(answer)
-            answer.start(cached.filled(slot), [level.name for level in self._verifier.levels(sequence)])
+            if isinstance(job, Scoring):
+                self._scorer.join(job, slot)
+                continue
+            job.sequence.slot = slot
+            self._verifier.join(job.sequence)
+            self._open.append(job)
+            job.start(cached.filled(slot), [level.name for level in self._verifier.levels(job.sequence)])
 
     def _turns(self) -> list[tuple[Answer, Turn]]:
         going = [answer for answer in self._open if not answer.reading]
-        most = self._verifier.cached.engine.spec.max_rows
-        budget = min(READ_BESIDE, most) if going else most
         turns = [(answer, Turn(answer.sequence, answer.left)) for answer in going]
-        for answer, chunk in self._chunks([answer for answer in self._open if answer.reading], budget):
+        for answer, chunk in self._chunks([answer for answer in self._open if answer.reading], self._budget(bool(going))):
             upto = self._verifier.cached.filled(answer.sequence.slot) + chunk
             turns.append((answer, Turn(answer.sequence, answer.left, upto)))
         return turns
+
+    def _budget(self, beside: bool) -> int:
+        """Tokens that a pass reads, of prompts or of texts to score, where others wait for it and where none do."""
+        most = self._verifier.cached.engine.spec.max_rows
+        return min(READ_BESIDE, most) if beside else most
 
     def _chunks(self, reading: Many[Answer], budget: int) -> list[tuple[Answer, int]]:
         """Shares of the budget, equal but for prompts that need less: a short prompt does not wait for a long one."""

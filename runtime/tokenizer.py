@@ -73,6 +73,11 @@ class Tokenizer:
         """The end token that the tokenizer's configuration names."""
         return _token_text(self._config.get("eos_token"))
 
+    @property
+    def bos_token(self) -> str | None:
+        """The token that it names as a text's first."""
+        return _token_text(self._config.get("bos_token"))
+
     def special_id(self, text: str) -> int | None:
         """The id of a special token by its text; None where it is none."""
         return self.token_id(text) if text in self._special else None

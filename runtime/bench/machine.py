@@ -28,7 +28,7 @@ BLOCK = 1 << 26
 PEAK = """
 import json, re, sys
 from quasar.runtime import SamplingParams
-from quasar.runtime.model import load_model
+from quasar.runtime.loading import load_model
 from quasar.runtime.model_options import options_from_strings
 bundle, ids, options = json.loads(sys.argv[1])
 with load_model(bundle, options_from_strings(options)) as model:

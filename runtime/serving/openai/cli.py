@@ -19,7 +19,7 @@ from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.command import EXIT_CODES, run_command
 from quasar.engines.errors import QuasarError, UsageError, first_line
 from quasar.runtime.chain.choice import choose_chain
-from quasar.runtime.model import load_model
+from quasar.runtime.loading import load_model
 from quasar.runtime.options import add_model_options, model_options
 from quasar.runtime.serving.limits import MOST_SERVED, usual_sequences
 from quasar.runtime.serving.openai.app import make_app

@@ -13,7 +13,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # exists inside the server only
 
 from quasar.engines.errors import QuasarError
-from quasar.runtime.model import Model, load_model
+from quasar.runtime.loading import load_model
+from quasar.runtime.model import Model
 from quasar.runtime.model_options import options_from_strings
 from quasar.runtime.serving.limits import queue_limit_of
 from quasar.runtime.serving.metrics import ACCEPTED_PER_POSITION, COUNTERS, GAUGES, HISTOGRAMS, IDLE, MetricSpec, Tally

@@ -1,0 +1,5 @@
+"""`python -m quasar.runtime.eval`."""
+
+from quasar.runtime.eval.cli import main
+
+raise SystemExit(main())
