@@ -15,7 +15,7 @@ import openai
 import pytest
 from served import PATIENCE, Served, events, until
 
-from quasar.runtime import Model, SamplingParams, load
+from quasar.runtime import Model, SamplingParams, Text, load
 from quasar.runtime.answer import Result
 
 CHAIN = "prompt-lookup > int8"
@@ -120,6 +120,24 @@ def test_completions_take_text_and_ids_and_lists_of_both(client: openai.OpenAI, 
         assert [choice.text.strip() for choice in done.choices] == [wanted.strip()] * (2 if many else 1)
     echoed = client.completions.create(model="demo", prompt="A baker has", max_tokens=9, echo=True)
     assert echoed.choices[0].text == "A baker has" + wanted
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_an_echo_has_the_log_probabilities_of_the_prompt(server: Served, model: Model, count: int) -> None:
+    ids = model.tokenize("A baker has 24 rolls")
+    body = {"prompt": [ids, ids[:1]], "max_tokens": count, "echo": True, "logprobs": 2}
+    first, single = server.post("/v1/completions", body).json()["choices"]
+    wanted = model.score([Text(ids)], 2)[0]
+    said = first["logprobs"]
+    assert said["token_logprobs"][0] is said["top_logprobs"][0] is None
+    assert said["token_logprobs"][1 : len(ids)] == pytest.approx([one.logprob for one in wanted], abs=1e-5)
+    assert all(len(top) == 2 for top in said["top_logprobs"][1:])
+    assert len(said["tokens"]) == len(ids) + count
+    assert "".join(said["tokens"][: len(ids)]) == "A baker has 24 rolls"
+    assert said["text_offset"][:3] == [0, len(said["tokens"][0]), len("".join(said["tokens"][:2]))]
+    assert first["text"].startswith("A baker has 24 rolls")
+    assert len(single["logprobs"]["tokens"]) == 1 + count
+    assert server.post("/v1/completions", {"prompt": "a", "max_tokens": 0}).json()["error"]["param"] == "max_tokens"
 
 
 @pytest.mark.parametrize("how", ["off", 3, CHAIN, "suffix > int8", "int4 > int8", {"chain": "int4 > int8", "draft_length": 2}])
@@ -260,7 +278,8 @@ def test_unknown_paths_and_methods_get_json(server: Served) -> None:
 
 def test_a_client_that_goes_away_frees_its_place(server: Served) -> None:
     with server.http.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as response:
-        next(events(response))
+        said = events(response)  # the stream is closed with it
+        next(said)
         assert until(lambda: server.metric("quasar_num_requests_running") == 1)
     assert until(lambda: server.metric("quasar_num_requests_running") == 0)
     with pytest.raises(httpx.ReadTimeout):
@@ -302,7 +321,7 @@ def test_answers_at_the_same_time_do_not_mix(server: Served, model: Model) -> No
 
 
 def test_keys_queues_and_names_are_guarded(demo_bundle: Path) -> None:
-    options = ("--api-key", "s3cret", "--strict-model", "--max-queue", "0", "--sequences", "1", "--max-new-tokens", "450")
+    options = ("--api-key", "s3cret", "--strict-model", "--max-queue", "7", "--sequences", "1", "--max-new-tokens", "450")
     with Served(demo_bundle, "--chain", CHAIN, "--served-model-name", "demo", *options) as server:
         assert server.http.get("/health").status_code == 200
         for key in ("x", "wrong", "s3cre", "s3cretx", "ü"):
@@ -314,19 +333,21 @@ def test_keys_queues_and_names_are_guarded(demo_bundle: Path) -> None:
         assert (said.status_code, said.json()["error"]["code"]) == (404, "model_not_found")
         said = server.post("/v1/chat/completions", {**LONG, "model": "demo", "max_tokens": 460}, **key)
         assert (said.status_code, said.json()["error"]["param"]) == (400, "max_tokens")
-        body = {**LONG, "model": "demo", "stream": True}
-        with server.http.stream("POST", "/v1/chat/completions", json=body, headers=key) as response:
-            next(events(response))
-            said = server.post("/v1/chat/completions", {**body, "stream": False}, **key)
-            assert (said.status_code, said.headers["retry-after"]) == (503, "1")
+        body = {**LONG, "model": "demo"}
+        many = {**body, "n": 8, "stream": True}  # one is worked on, and seven wait
+        with server.http.stream("POST", "/v1/chat/completions", json=many, headers=key) as response:
+            pieces = events(response)
+            next(pieces)
+            said = server.post("/v1/chat/completions", body, **key)
+            assert (said.status_code, said.headers.get("retry-after")) == (503, "1")
             with openai.OpenAI(base_url=f"{server.url}/v1", api_key="s3cret", max_retries=8) as client:
                 response.close()  # the place is free by the time of a retry
                 assert client.chat.completions.create(model="demo", messages=MESSAGES, max_tokens=3).choices
 
 
 def test_a_signal_lets_open_answers_end(demo_bundle: Path) -> None:
-    with Served(demo_bundle, "--chain", CHAIN) as server:
-        with server.http.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as response:
+    with Served(demo_bundle, "--chain", CHAIN, "--sequences", "1", "--drain-seconds", "300") as server:
+        with server.http.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True, "n": 3}) as response:
             said = events(response)
             next(said)
             server.process.send_signal(signal.SIGTERM)

@@ -12,6 +12,7 @@ from quasar.engines.errors import UsageError
 from quasar.runtime.answer import Logprob
 from quasar.runtime.model import Model
 from quasar.runtime.prompt import ReadPrompt
+from quasar.runtime.scoring import Text
 from quasar.runtime.serving.openai.asked import COMMON, MOST_CHOICES, Asked, sampling, several, speculation, stream_options
 from quasar.runtime.serving.openai.body import Body
 from quasar.runtime.serving.openai.errors import RequestError
@@ -33,10 +34,14 @@ class CompletionAsked(Asked):
     Attributes:
         echo: the text of each prompt, where it is wanted before the answer.
         logprobs: how many alternatives are wanted at each token; None for no log-probabilities.
+        prompts: tokens of each prompt.
+        scored: of each prompt, its tokens but the first, where echo and logprobs are wanted; else nothing.
     """
 
     echo: list[str]
     logprobs: int | None
+    prompts: list[ReadPrompt]
+    scored: list[list[Logprob]]
 
 
 def read_completion(values: dict[str, Any], model: Model) -> CompletionAsked:
@@ -53,14 +58,17 @@ def read_completion(values: dict[str, Any], model: Model) -> CompletionAsked:
     prompts = [_read(model, prompt, body) for prompt in _prompts(body)]
     logprobs = body.integer("logprobs", None, 0, MOST_LOGPROBS)
     echo = body.flag("echo")
-    if echo and logprobs is not None:
-        body.refuse("echo", "log-probabilities of the prompt are not given; leave out one of the two")
-    params = sampling(body, model, max_new_tokens=body.integer("max_tokens", USUAL_TOKENS, 1), logprobs=logprobs)
-    how, statistics = speculation(body, model)
     stream, with_usage = stream_options(body)
-    orders = [Order(prompt, one, stream=stream, speculation=how) for prompt in prompts for one in several(params, choices)]
+    limit = body.integer("max_tokens", USUAL_TOKENS, 0)
+    if not limit and (stream or not echo):
+        body.refuse("max_tokens", "0 goes with echo: true and no stream")
+    params = sampling(body, model, max_new_tokens=max(limit, 1), logprobs=logprobs)
+    how, statistics = speculation(body, model)
+    scored = _score(model, prompts, logprobs) if echo and logprobs is not None else [[] for _ in prompts]
+    asked = [(prompt, one) for prompt in prompts for one in several(params, choices)] if limit else []
+    orders = [Order(prompt, one, stream=stream, speculation=how) for prompt, one in asked]
     texts = [model.tokenizer.decode(prompt.ids) if echo else "" for prompt in prompts]
-    return CompletionAsked(orders, choices, stream, with_usage, statistics, body.text("model"), texts, logprobs)
+    return CompletionAsked(orders, choices, stream, with_usage, statistics, body.text("model"), texts, logprobs, prompts, scored)
 
 
 def _prompts(body: Body) -> list[Any]:
@@ -85,6 +93,12 @@ def _read(model: Model, prompt: Any, body: Body) -> ReadPrompt:
         raise RequestError(f"prompt: {error}", param="prompt", code=code) from None
 
 
+def _score(model: Model, prompts: list[ReadPrompt], top: int) -> list[list[Logprob]]:
+    """Of each prompt, its tokens but the first."""
+    found = iter(model.score([Text(prompt.ids) for prompt in prompts if len(prompt.ids) > 1], top))
+    return [next(found) if len(prompt.ids) > 1 else [] for prompt in prompts]
+
+
 class CompletionAnswer:
     """Writes the answer of a completion request, whole or as chunks."""
 
@@ -97,15 +111,18 @@ class CompletionAnswer:
             "created": int(time.time()),
             "model": asked.model or name,
         }
-        self.replies = [Reply(Splitter()) for _ in asked.orders]
-        self._offsets = [len(self._echo(number)) for number in range(len(self.replies))]
+        self.replies = [Reply(Splitter()) for _ in range(len(asked.prompts) * asked.choices)]
+        self._offsets = [0] * len(self.replies)
+        if not asked.orders:
+            for number, reply in enumerate(self.replies):
+                reply.take(Part("", [], "length", {"prompt_tokens": len(self._prompt(number).ids)}))
 
     def take(self, number: int, part: Part) -> Iterator[dict[str, Any]]:
         """Chunks that a part of an answer makes."""
         reply = self.replies[number]
-        echo = "" if reply.ids else self._echo(number)
+        begins = not reply.ids
         reply.take(part)
-        chunk = self._chunk(number, echo + part.text, part.logprobs, reply.reason)
+        chunk = {**self._head, "choices": [self._choice(number, begins, part.text, part.logprobs)]}
         if self._asked.statistics and reply.reason is not None:
             chunk["speculation"] = report(reply)
         yield chunk
@@ -117,33 +134,36 @@ class CompletionAnswer:
 
     def whole(self) -> dict[str, Any]:
         """Everything at once."""
-        choices = [
-            self._choice(number, self._echo(number) + reply.content, reply.logprobs, reply.reason)
-            for number, reply in enumerate(self.replies)
-        ]
+        self._offsets = [0] * len(self.replies)
+        choices = [self._choice(number, True, reply.content, reply.logprobs) for number, reply in enumerate(self.replies)]
         found = {**self._head, "choices": choices, "usage": usage(self.replies, self._asked.choices)}
         return {**found, "speculation": [report(reply) for reply in self.replies]} if self._asked.statistics else found
 
-    def _echo(self, number: int) -> str:
-        return self._asked.echo[number // self._asked.choices]
+    def _prompt(self, number: int) -> ReadPrompt:
+        return self._asked.prompts[number // self._asked.choices]
 
-    def _chunk(self, number: int, text: str, logprobs: list[Logprob], reason: str | None) -> dict[str, Any]:
-        return {**self._head, "choices": [self._choice(number, text, logprobs, reason)]}
+    def _choice(self, number: int, begins: bool, text: str, logprobs: list[Logprob]) -> dict[str, Any]:
+        """An answer or a part of it; before what `begins` it, the prompt may be wanted."""
+        echo = self._asked.echo[number // self._asked.choices] if begins else ""
+        return {
+            "index": number,
+            "text": echo + text,
+            "logprobs": None if self._asked.logprobs is None else self._logprobs(number, echo, logprobs),
+            "finish_reason": self.replies[number].reason,
+        }
 
-    def _choice(self, number: int, text: str, logprobs: list[Logprob], reason: str | None) -> dict[str, Any]:
-        found = self._logprobs(number, logprobs)
-        return {"index": number, "text": text, "logprobs": found, "finish_reason": reason}
-
-    def _logprobs(self, number: int, logprobs: list[Logprob]) -> dict[str, Any] | None:
-        if self._asked.logprobs is None:
-            return None
-        texts, offsets = [self._words.of(one.token) for one in logprobs], []
+    def _logprobs(self, number: int, echo: str, logprobs: list[Logprob]) -> dict[str, Any]:
+        texts: list[str] = []
+        values: list[float | None] = []
+        tops: list[dict[str, float] | None] = []
+        if echo:  # nothing says how likely its first token is
+            texts, values, tops = [self._words.of(self._prompt(number).ids[0])], [None], [None]
+            logprobs = [*self._asked.scored[number // self._asked.choices], *logprobs]
+        texts += [self._words.of(one.token) for one in logprobs]
+        values += [one.logprob for one in logprobs]
+        tops += [{self._words.of(token): value for token, value in one.top} for one in logprobs]
+        offsets = []
         for text in texts:
             offsets.append(self._offsets[number])
             self._offsets[number] += len(text)
-        return {
-            "tokens": texts,
-            "token_logprobs": [one.logprob for one in logprobs],
-            "top_logprobs": [{self._words.of(token): value for token, value in one.top} for one in logprobs],
-            "text_offset": offsets,
-        }
+        return {"tokens": texts, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets}
