@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from test_suffix_tree import EDITS, TEXTS, occurrences
 
 from quasar.runtime.proposers.proposer import Ask, Draft
 from quasar.runtime.proposers.suffix import Suffix, SuffixPool
+from quasar.runtime.proposers.suffix_array import END, SuffixArray, sort_suffixes
 from quasar.runtime.proposers.suffix_tree import MAX_DEPTH
 from quasar.runtime.sampler import Sampler
 from quasar.runtime.sampling import SamplingParams
@@ -216,6 +218,29 @@ def test_a_text_longer_than_the_tree_is_deep_is_found_again_in_a_pool_that_chang
     fresh = pooled(story)
     assert drafts(proposer, second) == drafts(fresh, join(fresh, story[:length])) != []
     assert [draft.token for draft in drafts(proposer, second)] == story[length : length + 32]
+
+
+def test_a_long_answer_that_comes_again_is_followed_no_deeper_than_the_tree_is() -> None:
+    """All its ends occur in the pool: with its length squared, they would fill the memory."""
+    story = list(range(5 * MAX_DEPTH))
+    proposer = pooled(story)
+    text = join(proposer, [])
+    for token in story[:-5]:
+        text.tokens.append(token)
+        drafts(proposer, text)
+    assert max(map(len, places(proposer, text))) == MAX_DEPTH
+    assert [draft.token for draft in drafts(proposer, text)][:5] == story[-5:]
+
+
+def test_what_is_kept_is_asked_after_the_outputs_and_stays_when_they_are_forgotten() -> None:
+    tokens = np.array([1, 2, 7, 7, END, 3, 4, END], dtype=np.int32)
+    proposer = Suffix(SuffixPool(kept=SuffixArray(tokens, sort_suffixes(tokens))))
+    assert propose(proposer, [1, 2]) == [7, 7]
+    proposer.leave(join(proposer, [1, 2, 8, 8]))
+    assert propose(proposer, [1, 2]) == [8, 8]
+    assert propose(proposer, [3]) == [4]
+    proposer.forget()
+    assert propose(proposer, [1, 2]) == [7, 7]
 
 
 def test_a_pool_that_forgets_its_oldest_output_forgets_it_for_open_sequences_too() -> None:
