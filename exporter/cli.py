@@ -47,13 +47,19 @@ def parser() -> argparse.ArgumentParser:
         *("--rebuild",), type=Path, metavar="BUNDLE",
         help="build the plans of a bundle again, from its graphs, for this machine's library or GPU",
     )  # fmt: skip
+    p.add_argument("--output", type=Path, metavar="DIR", help="the bundle (default: MODEL-ENGINES here)")
+    add_export_options(p)
+    return p
+
+
+def add_export_options(p: argparse.ArgumentParser) -> None:
+    """Options for `run_export`, but for what is exported and where to: `model`, `rebuild` and `output`."""
     p.add_argument("--int8", action="store_true", help="a W8A8 verifier: the same as --engines int8 --draft int4")
     p.add_argument("--engines", metavar="LIST", help="exactly these, comma separated: float, int8, int4, int4-a16")
     p.add_argument(
         *("--draft",), metavar="LIST",
         help=f"engines to add for drafting, comma separated: {FORMS} (with --int8: int4, else none)",
     )  # fmt: skip
-    p.add_argument("--output", type=Path, metavar="DIR", help="the bundle (default: MODEL-ENGINES here)")
     p.add_argument("--calibration", type=Path, metavar="FILE", help=".jsonl or .txt (default: a built-in set)")
     p.add_argument("--num-samples", type=int, default=32, metavar="N", help="sequences to calibrate on (default: 32)")
     p.add_argument("--sample-length", type=int, default=256, metavar="N", help="tokens of each at the most (default: 256)")
@@ -102,7 +108,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--force", action="store_true", help="write the bundle even when the gate or the check of a plan fails")
     p.add_argument("--json", action="store_true", help="print the result as one JSON object")
     _add_build_options(p)
-    return p
 
 
 def _add_build_options(p: argparse.ArgumentParser) -> None:
@@ -207,8 +212,8 @@ def _progress(name: str, parts: int) -> Any:
     return tqdm(desc=f"{name:<16}", total=parts, file=sys.stderr, disable=None, leave=True)
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    args = parser().parse_args(argv)
+def run_export(args: argparse.Namespace) -> int:
+    """Do what the options ask for; the exit code."""
     begin = time.perf_counter()
     missed: Mapping[str, Sequence[str]] = {}
     unrun: Mapping[str, str] = {}
@@ -240,4 +245,4 @@ def _rebuild(args: argparse.Namespace) -> tuple[Path, Manifest]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    return run_command("quasar-export", lambda: _run(argv))
+    return run_command("quasar-export", lambda: run_export(parser().parse_args(argv)))
