@@ -122,7 +122,7 @@ def speculation(body: Body, model: Model) -> tuple[Speculation | None, bool]:
         read = read_speculation(value)
         model.prepare(read)
     except UsageError as error:
-        body.refuse("speculation", str(error))
+        body.refuse("speculation", str(error).removeprefix(f"{model.bundle.root}: "))  # where it lies is nobody's business
     return read, wanted
 
 
