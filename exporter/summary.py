@@ -11,6 +11,8 @@ from typing import Any
 
 from quasar.calibration.schemes import FLOAT, TWO_PARTS
 from quasar.engines.bundle.manifest import EngineEntry, Manifest, PlanEntry
+from quasar.engines.bundle.words import GATE_HEADS, cache_size, gate_figures, is_shared, megabytes, plan_target
+from quasar.engines.columns import aligned
 
 WEAK_DRAFT = 0.3
 """Top-1 agreement below which a draft is hardly ever worth its time."""
@@ -28,16 +30,15 @@ def print_summary(
         unrun: why plans were not run through it, by plan.
     """
     sizes = {file.path: file.bytes for file in manifest.files}
-    print(f"{output}: {', '.join(manifest.engines)}, {sum(sizes.values()) / 1e6:.1f} MB, {seconds:.1f} s")
-    rows: list[tuple[str, ...]] = [("engine", "top-1 agreement", "mean KL", "perplexity ratio", "max |dlogit|", "left float")]
+    print(f"{output}: {', '.join(manifest.engines)}, {megabytes(sum(sizes.values()))}, {seconds:.1f} s")
+    rows: list[tuple[str, ...]] = [("engine", *GATE_HEADS, "left float")]
     for name, engine in manifest.engines.items():
         left = ", ".join(engine.float_linears) if name != "float" else "all"
-        rows.append((name, *_figures(engine.gate), left))
+        rows.append((name, *gate_figures(engine.gate), left))
         if engine.plan is not None:
-            rows.append((engine.plan.plan, *_figures(engine.plan.gate), left))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            rows.append((engine.plan.plan, *gate_figures(engine.plan.gate), left))
+    for line in aligned(rows, left=len(rows[0])):
+        print(f"  {line}")
     for line in _quantization(manifest.calibration):
         print(f"  {line}")
     tokens = next(iter(manifest.engines.values())).gate.get("tokens", "no")
@@ -90,19 +91,12 @@ def _caches(engines: Iterable[EngineEntry]) -> Iterator[str]:
     """The memory that a sequence takes in each engine."""
     for engine in engines:
         own, stock = engine.in_own_operators.cache, engine.cache
-        size = f"{engine.name}: {own.slot_bytes / 1e6:.1f} MB a sequence of {own.length} positions, {own.dtype}"
-        if own.owner not in (engine.name, stock.owner):
+        size = f"{engine.name}: {cache_size(own)}"
+        if is_shared(engine, own):
             size += f", which is that of {own.owner} where they are in a chain"
-        yield size if own.dtype == stock.dtype else f"{size}; {stock.slot_bytes / 1e6:.1f} MB in stock operators, {stock.dtype}"
-
-
-def _figures(gate: Mapping[str, Any]) -> tuple[str, ...]:
-    formats = {"top1_agreement": ".4f", "mean_kl": ".2e", "perplexity_ratio": ".4f", "max_abs_logit_difference": ".2e"}
-    return tuple(format(gate[name], style) if name in gate else "-" for name, style in formats.items())
+        yield size if own.dtype == stock.dtype else f"{size}; {megabytes(stock.slot_bytes)} in stock operators, {stock.dtype}"
 
 
 def _describe(plan: PlanEntry, size: int) -> str:
-    gpus = ", ".join(plan.compute_capabilities)
-    target = f"GPUs of compute capability {gpus}" if gpus else f"every GPU that {plan.library} builds for"
     form = "w4a16 in symmetric blocks (it takes no zero points)" if plan.precision == "w4a16" else plan.precision
-    return f"{plan.plan}: {form}, {size / 1e6:.1f} MB, {plan.library} {plan.version}, for {target}"
+    return f"{plan.plan}: {form}, {megabytes(size)}, {plan.library} {plan.version}, for {plan_target(plan)}"

@@ -12,6 +12,27 @@ from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.scheduler import Scheduler
 
 
+def check_fit(bundle: Bundle, chain: ChainSpec) -> None:
+    """Refuse a chain whose engines do not fit together, whatever runs them.
+
+    Raises:
+        UsageError: with the two that do not, or an engine that is not there.
+    """
+    entries = [bundle.engine(name) for name in chain.engines]
+    last = entries[-1]
+    for entry in entries:
+        if entry.vocab_size != last.vocab_size:
+            raise UsageError(
+                f"chain {chain}: {entry.name} has a vocabulary of {entry.vocab_size} tokens and {last.name} one of "
+                f"{last.vocab_size}; engines of a chain must share it"
+            )
+        if entry.max_length < last.max_length:
+            raise UsageError(
+                f"chain {chain}: {entry.name} has a context of {entry.max_length} and {last.name} one of "
+                f"{last.max_length}; export them with the same --max-length"
+            )
+
+
 class EnginePool:
     """Loads engines when a chain needs them; chains that share the pool share engines and caches, and take turns.
 
@@ -52,20 +73,9 @@ class EnginePool:
         Raises:
             UsageError: an engine is not there, or two of them do not fit together.
         """
-        entries = [self.bundle.engine(name) for name in chain.engines]
-        last = entries[-1]
-        for entry in entries:
-            check_engine(self._options, self.bundle, entry)
-            if entry.vocab_size != last.vocab_size:
-                raise UsageError(
-                    f"chain {chain}: {entry.name} has a vocabulary of {entry.vocab_size} tokens and {last.name} one of "
-                    f"{last.vocab_size}; engines of a chain must share it"
-                )
-            if entry.max_length < last.max_length:
-                raise UsageError(
-                    f"chain {chain}: {entry.name} has a context of {entry.max_length} and {last.name} one of "
-                    f"{last.max_length}; export them with the same --max-length"
-                )
+        for name in chain.engines:
+            check_engine(self._options, self.bundle, self.bundle.engine(name))
+        check_fit(self.bundle, chain)
 
     def close(self) -> None:
         """Free the engines."""

@@ -111,7 +111,9 @@ def load_engine(options: ModelOptions, bundle: Bundle, entry: EngineEntry, lead:
 
     plan = plan_of(entry)
     again = rebuild_command(bundle, plan.library)
-    return TensorRtEngine(bundle.path(plan.plan), bundle.path(plan.graph), entry, again, slots=options.sequences)
+    paths = bundle.path(plan.plan), bundle.path(plan.graph)
+    # no manifest has the hash of such a file
+    return TensorRtEngine(*paths, entry, again, slots=options.sequences, keep_kernels=not options.verify)
 
 
 def rebuild_command(bundle: Bundle, library: str) -> str:

@@ -23,8 +23,16 @@ python -m pytest -m gpu -rP -k 'not onnx_runtime_on_cuda'
 printf '\n== float16, int8 and int4 by rows and context; 1, 4 and 8 sequences\n'
 python scripts/gpu_speed.py "$work" --backend "$backend" --json "$work/speed-$backend.json"
 
-printf '\n== chains of the demo model\n'
+printf '\n== what is in a plan; the second start finds the kernels that the first one compiled (tensorrt-rtx)\n'
 [ -d "$work/demo-$backend" ] || quasar-export --model demo --engines float,int8,int4 --backend "$backend" --output "$work/demo-$backend"
+rm -f "$work/demo-$backend"/*.kernels
+for start in first second; do
+  printf '%s start:\n' "$start"
+  time quasar-generate "$work/demo-$backend" "How many legs have 3 cats?" --chain int8 --max-new-tokens 16
+done
+quasar-inspect "$work/demo-$backend" int8
+
+printf '\n== chains of the demo model\n'
 python - "$work/prompts.jsonl" <<'PYTHON'
 import json, sys
 from importlib import resources

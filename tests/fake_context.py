@@ -25,6 +25,7 @@ class Context:
         self.engine = engine
         self.cuda_graph_strategy = getattr(how, "cuda_graph_strategy", None)
         self.kernels = getattr(how, "kernels", None)
+        self._compile("context")
         self.state = 0  # another one with each change that makes recorded graphs wrong
         self.captured_state = -1
         self.index = 0
@@ -37,6 +38,10 @@ class Context:
     def _refuse(self, text: str) -> bool:
         self.engine.library.log(text)
         return False
+
+    def _compile(self, name: str) -> None:
+        if self.kernels is not None:
+            self.kernels.compile(name)
 
     def set_device_memory(self, address: int, size: int) -> None:
         assert size >= self.engine.device_memory_size_v2
@@ -89,6 +94,7 @@ class Context:
         if stream.recording is not None and (library.unrecordable or self._deferred()):
             stream.spoilt = True  # it would allocate
             return self._refuse("operation not permitted when stream is capturing")
+        self._compile(f"profile {self.index} {sorted(self.shapes.items())}")
         self.enqueued, self.enqueued_at = dict(self.shapes), dict(self.addresses)
         if getattr(self.cuda_graph_strategy, "name", "") == "WHOLE_GRAPH_CAPTURE" and self.captured_state != self.state:
             self.captured_state = self.state

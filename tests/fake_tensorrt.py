@@ -99,10 +99,14 @@ class Engine:
         return [[p[s][corner] if isinstance(s, str) else s for s in shape] for corner in ("least", "best", "most")]
 
     def create_runtime_config(self) -> Any:
-        config = SimpleNamespace(cuda_graph_strategy=None, strategy=None, kernels=None, create_runtime_cache=SimpleNamespace)
+        config = SimpleNamespace(cuda_graph_strategy=None, strategy=None, kernels=None)
+        config.create_runtime_cache = lambda: RuntimeCache(self.library)
         config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
         config.set_runtime_cache = lambda kernels: setattr(config, "kernels", kernels)
         return config
+
+    def create_engine_inspector(self) -> Any:
+        return SimpleNamespace(get_engine_information=lambda form: self.library.listing)
 
     def create_execution_context(self, how: Any) -> Any:
         assert self.weights, "a context of a plan without weights"
@@ -115,6 +119,35 @@ class Engine:
         return self.library.note_context(Context(self, how))
 
 
+class RuntimeCache:
+    """Kernels that were compiled; those of another GPU, driver or version are not taken back."""
+
+    def __init__(self, library: FakeTensorRt) -> None:
+        self.library = library
+        self.names: list[str] = []
+
+    def _environment(self) -> list[Any]:
+        return [self.library.cuda.capability, self.library.cuda.driver, self.library.__version__]
+
+    def compile(self, name: str) -> None:
+        if name not in self.names:
+            self.names.append(name)
+            self.library.compiled.append(name)
+
+    def deserialize(self, blob: Any) -> bool:
+        try:
+            environment, names = json.loads(blob)
+        except ValueError:
+            return False
+        if environment != self._environment():
+            return False
+        self.names = names
+        return True
+
+    def serialize(self) -> bytes:
+        return json.dumps([self._environment(), self.names]).encode()
+
+
 class FakeTensorRt:
     """The module.
 
@@ -123,6 +156,8 @@ class FakeTensorRt:
         captured: graphs that TensorRT-RTX has made.
         executed: (profile, batch, length, rows, context) of each pass that ran.
         enqueued: passes that were put into a stream or recorded.
+        compiled: kernels that TensorRT-RTX had to compile.
+        listing: what the inspector of every plan says.
         validity: what TensorRT-RTX says of every plan, (name, diagnostics), while it logs `validity_text`.
     """
 
@@ -130,6 +165,8 @@ class FakeTensorRt:
     ExecutionContextAllocationStrategy = enum.Enum(
         "ExecutionContextAllocationStrategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"]
     )
+
+    LayerInformationFormat = enum.Enum("LayerInformationFormat", ["ONELINE", "JSON"])
 
     class ILogger:
         Severity = enum.Enum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
@@ -142,6 +179,8 @@ class FakeTensorRt:
         self.most_contexts = 1000
         self.refused: list[Engine] = []
         self.captured = 0
+        self.compiled: list[str] = []
+        self.listing = ""
         self.executed: list[tuple[int, ...]] = []
         self.enqueued = 0
         self.refitted: list[str] = []

@@ -70,12 +70,19 @@ class Rig:
         name = "tensorrt-rtx" if self.rtx else "tensorrt"
         self.entry = write_plan(self.model.plan, self.model.graph, self.model.entry, self.profiles, name, **self.changes)
 
-    def load(self, cuda_graphs: bool = True, entry: EngineEntry | None = None, slots: int | None = None) -> TensorRtEngine:
+    def load(
+        self,
+        cuda_graphs: bool = True,
+        entry: EngineEntry | None = None,
+        slots: int | None = None,
+        keep_kernels: bool = False,
+    ) -> TensorRtEngine:
         return TensorRtEngine(
             *(self.model.plan, self.model.graph, entry or self.entry, REBUILD, cuda_graphs),
             library=self.library,
             device=Device(self.cuda),
             slots=slots,
+            keep_kernels=keep_kernels,
         )
 
 

@@ -615,7 +615,10 @@ def planned(path: tuple[Any, ...] = (), value: Any = DELETED) -> str:
 def test_a_plan_is_read_as_it_was_written() -> None:
     plan = parse_manifest(planned(), "here").engines["int8"].plan
     assert plan is not None
-    assert json.loads(json.dumps(dataclasses.asdict(plan))) == PLAN
+    assert json.loads(json.dumps(dataclasses.asdict(plan))) == {**PLAN, "listing": None}
+    listed = parse_manifest(planned(("listing",), "int8.layers.txt"), "here").engines["int8"].plan
+    assert listed is not None
+    assert listed.listing == "int8.layers.txt"
 
 
 @pytest.mark.parametrize("key", PLAN)
@@ -635,6 +638,7 @@ def test_a_missing_field_of_a_plan_is_named(key: str) -> None:
         (("cache", "slots"), 1 << 20, "plan: cache: slots is 1048576"),
         (("cache", "dtype"), "int4", "plan: cache: dtype 'int4'"),
         (("cache", "owner"), "float", "engine int8: owner of its cache is 'float'"),
+        (("listing",), 7, "plan: listing: expected str"),
     ],
 )
 def test_a_hostile_plan_is_refused(path: tuple[Any, ...], value: Any, message: str) -> None:
@@ -648,6 +652,26 @@ def test_a_plan_needs_files_that_are_listed(bundle: Path) -> None:
     (bundle / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"engine int8 needs 'elsewhere\.plan'"):
         open_bundle(bundle)
+    manifest["engines"]["int8"]["plan"] = {**PLAN, "listing": "elsewhere.txt"}
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"engine int8 needs 'elsewhere\.txt'"):
+        open_bundle(bundle)
+
+
+def test_kernels_beside_a_plan_make_no_bundle_foreign(bundle: Path) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["engines"]["int8"]["plan"] = PLAN
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    (bundle / "int8/model.onnx.GPU.cuda-13.4.kernels").write_text("compiled")
+    open_bundle(bundle, verify=True)
+    check_output(bundle)
+    with atomic_bundle(bundle) as root:
+        (root / MANIFEST).write_text("{}")
+    assert names_in(bundle) == {MANIFEST}
+    fill(bundle)
+    (bundle / "int8/other.kernels").write_text("precious")
+    with pytest.raises(UsageError, match=r"\(int8/other\.kernels\)"):
+        check_output(bundle)
 
 
 @pytest.mark.parametrize("name", ["../escaped", "a/b", "", "Int8", "int8.plan", "-", "x" * 5 + "\n"])

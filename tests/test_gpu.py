@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,13 +25,16 @@ from quasar.engines.errors import BundleError, UsageError
 from quasar.engines.onnxruntime.engine import OnnxEngine
 from quasar.engines.tensorrt.cuda import Device
 from quasar.engines.tensorrt.engine import TensorRtEngine
+from quasar.engines.tensorrt.kernels import kernels_path
+from quasar.engines.tensorrt.layers import parse_layers
 from quasar.engines.tensorrt.library import load_library
-from quasar.engines.tensorrt.plan import plan_of
+from quasar.engines.tensorrt.plan import open_plan, plan_of
 from quasar.exporter.cli import main as export_main
 from quasar.exporter.plans.build import PlanGraph
 from quasar.exporter.plans.gate import open_plan_graph
 from quasar.runtime import SamplingParams, load
 from quasar.runtime.chat import Chat
+from quasar.runtime.inspect.plan import describe_plan
 from quasar.runtime.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.gpu
@@ -228,6 +232,40 @@ def test_chains_run_on_plans(bundle: Path, chain: str) -> None:
         for text in prompts(bundle):
             together, expected = chained.generate(text, params).ids, alone.generate(text, params).ids
             assert parting_gap(text, together, expected, reference) <= NEAR_TIE[last]
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_plan_says_of_itself_what_its_manifest_says(bundle: Path, name: str) -> None:
+    opened = open_bundle(bundle)
+    entry = opened.engine(name)
+    facts = describe_plan(opened, entry, plan_of(entry))
+    assert (facts.loaded, facts.reason) == (True, "")
+    assert facts.layers_from == "plan"
+    listed = parse_layers(opened.path(plan_of(entry).listing or "").read_text().splitlines())
+    assert len(facts.layers) == len(listed)
+    assert facts.scratch_bytes
+    print(f"{Device().name}, {name}: {len(facts.layers)} kernels, {facts.scratch_bytes} bytes of scratch memory")
+
+
+def test_kernels_that_were_compiled_are_there_at_the_next_start(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    compiles = plan_of(open_bundle(copy).engine("int8")).library == "tensorrt-rtx"
+    answers, seconds = [], []
+    for _ in range(2):
+        begin = time.perf_counter()
+        with load(copy, chain="int8") as model:
+            seconds.append(time.perf_counter() - begin)
+            answers.append(model.generate(QUESTIONS[0], SamplingParams(max_new_tokens=NEW_TOKENS)).ids)
+    kept = list(copy.glob("int8.plan.*.kernels"))
+    sizes = [path.stat().st_size for path in kept]
+    print(f"{Device().name}: loaded in {seconds[0]:.2f} s, then in {seconds[1]:.2f} s; {sizes} bytes of kernels")
+    assert len(kept) == compiles
+    if compiles:
+        entry = open_bundle(copy).engine("int8")
+        plan, graph, device = copy / plan_of(entry).plan, copy / plan_of(entry).graph, Device()
+        assert kept == [kernels_path(plan, device)]
+        opened = open_plan(plan, graph, entry, REBUILD, load_library("tensorrt-rtx"), device, 1)
+        assert opened.kernels.deserialize(kept[0].read_bytes())
 
 
 # ------------------------------------------------------------------------------------- ONNX Runtime on the GPU

@@ -8,7 +8,7 @@ from threading import Timer
 
 import pytest
 
-from quasar.engines.tensorrt.layers import parse_layers
+from quasar.engines.tensorrt.layers import layer_lines, parse_layers
 from quasar.engines.tensorrt.progress import BuildProgress, make_monitor, run_interruptibly
 
 
@@ -40,6 +40,20 @@ def test_older_listings_are_read_too() -> None:
     (layer,) = parse_layers([line.replace("Name: in,", "Name: in, Location: Device,")])
     assert layer.is_int8_product
     assert layer.inputs[0].name == "in"
+
+
+def test_nodes_say_what_a_kernel_is_for() -> None:
+    nodes = "Metadata: [ONNX Layer: /q_proj/DequantizeLinear]\x1e[ONNX Layer: /q_proj/MatMul]"
+    line = product("_myl0_2", "Half", "Int4").replace("gemm", "runtime_fusion").replace("Metadata: [x]", nodes)
+    (listed,) = layer_lines(f"Layers:\n{line}\nBindings:\n")
+    assert "\x1e" not in listed
+    (layer,) = parse_layers([listed])
+    assert layer.nodes == ("/q_proj/DequantizeLinear", "/q_proj/MatMul")
+    assert layer.weights is not None
+    assert (layer.weights.name, layer.weights.dtype) == ("w_dconst", "Int4")
+    other = line.replace("/q_proj/MatMul", "/norm/Mul")
+    assert parse_layers([other])[0].weights is None  # whatever else has a table
+    assert parse_layers([line.replace("[1,512,192]", "[1,1,192]")])[0].weights is None  # scales
 
 
 def test_int8_scalars_are_not_weights() -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from quasar.engines.bundle.manifest import EngineEntry, PlanEntry
 from quasar.engines.errors import BuildError, BundleError, UsageError
 from quasar.engines.tensorrt.build import VERIFY_ROWS, BuildOptions, BuiltPlan, build_plan, check_build, plan_profiles
 from quasar.engines.tensorrt.cuda import has_gpu
+from quasar.engines.tensorrt.layers import parse_layers
 from quasar.engines.tensorrt.library import Log
 from quasar.exporter.cli import main as export_main
 from quasar.exporter.plans import build as plans_build
@@ -31,6 +33,7 @@ from quasar.exporter.plans.build import int8_products
 from quasar.runtime import SamplingParams, load
 from quasar.runtime.chain.drafting import LONGEST_DRAFT
 from quasar.runtime.cli import main as generate_main
+from quasar.runtime.inspect.cli import main as inspect_main
 
 trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 RTX = "tensorrt-rtx"
@@ -182,6 +185,58 @@ def test_plans_for_several_sequences_have_dynamic_caches(tmp_path: Path) -> None
         (-1, 2, 64, 64),  # verification, of any number of slots
         (1, 2, 64, 64),  # a chunk of a prompt
     ]
+
+
+def test_what_was_built_is_listed_in_the_bundle(rtx_bundle: Path) -> None:
+    for name in ("int8", "int4"):
+        _, plan = planned(rtx_bundle, name)
+        assert plan.listing == f"{name}.layers.txt"
+        assert plan.listing not in plan.files  # building it again does not need it
+        layers = parse_layers((rtx_bundle / plan.listing).read_text().splitlines())
+        assert {layer.profile for layer in layers} == {0, 1}
+        multiplied = [layer.weights for layer in layers if layer.weights is not None]
+        counts = Counter(tensor.dtype for tensor in multiplied)
+        assert counts == ({"Int8": 2 * 25} if name == "int8" else {"Int4": 2 * 24, "Int8": 2})
+        assert all(any("MatMul" in node for node in layer.nodes) for layer in layers if layer.weights is not None)
+
+
+@needs_no_gpu
+def test_a_plan_is_told_without_a_gpu(rtx_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect_main([str(rtx_bundle), "int8", "--json", "--verify"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    plan, (entry, its) = found["plan"], planned(rtx_bundle, "int8")
+    assert (plan["file"], plan["library"], plan["version"], plan["compute_capabilities"]) == ("int8.plan", RTX, its.version, [])
+    assert plan["bytes"] == (rtx_bundle / "int8.plan").stat().st_size
+    assert [profile["length"]["most"] for profile in plan["profiles"]] == [33, 256]
+    assert (plan["loaded"], plan["scratch_bytes"], plan["layers_from"], plan["kernels"]) == (False, None, "build", [])
+    assert plan["reason"] == "there is no NVIDIA driver on this machine; install one to run plans"
+    products = [layer for layer in plan["layers"] if layer["does"] == "product"]
+    assert [layer["weights"] for layer in products] == ["int8"] * 2 * int8_products(entry, "w8a8")
+    assert all("int8" in layer["inputs"] for layer in products)
+    assert sum(layer["does"] == "attention" for layer in plan["layers"]) == 2 * entry.cache.layers
+    graph = found["graphs"]["plan"]
+    assert {"name": "past.5.value", "dtype": "float16", "shape": ["batch", 2, 512, 64]} in graph["inputs"]
+    assert {"name": "best", "dtype": "int64", "shape": ["batch", "rows"]} in graph["outputs"]
+    assert Counter(linear["weights"] for linear in graph["linears"]) == {"int8": 25}
+    form = next(form for form in found["engine"]["forms"] if form["form"] == "plan")
+    assert (form["precision"], form["bytes"], form["gate"]) == ("w8a8", plan["bytes"], dict(its.gate))
+
+    assert inspect_main([str(rtx_bundle), "int4"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^  GPUs +every one that tensorrt-rtx builds for$", text, re.M)
+    assert re.search(r"^ +24 product float16 x int4 -> float16: qkv_proj 6, o_proj 6, gate_up_proj 6, down_proj 6$", text, re.M)
+    assert re.search(r"^ +1 product int8 x int8 -> float32: lm_head 1$", text, re.M)
+    assert inspect_main([str(rtx_bundle)]) == 0
+    assert re.search(r"^ +plan +tensorrt-rtx +w4a16 ", capsys.readouterr().out, re.M)
+
+
+def test_without_the_library_what_is_needed_is_said(
+    rtx_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert inspect_main([str(rtx_bundle), "int8"]) == 0
+    said = r"^  this machine +not loaded: tensorrt-rtx is not installed; pip install 'quasar-toolchain\[tensorrt-rtx\]'$"
+    assert re.search(said, capsys.readouterr().out, re.M)
 
 
 # --------------------------------------------------------------------------------------------- refusals
@@ -342,7 +397,8 @@ def test_plans_are_built_again_for_another_gpu(tmp_path: Path, rtx_bundle: Path,
         old = before.engines[name].plan
         assert old is not None
         assert (entry.plan.files, entry.plan.gate, entry.gate) == (old.files, old.gate, before.engines[name].gate)
-    others = lambda manifest: {file for file in manifest.files if not file.path.endswith(".plan")}  # noqa: E731
+        assert entry.plan.listing == old.listing
+    others = lambda m: {file for file in m.files if not file.path.endswith((".plan", ".layers.txt"))}  # noqa: E731
     assert others(after) == others(before)
     assert {path.name for path in tmp_path.iterdir()} == {"bundle"}
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from quasar.engines.bundle.directory import atomic_directory
-from quasar.engines.bundle.manifest import BundleFile, EngineEntry, Manifest
+from quasar.engines.bundle.manifest import BundleFile, EngineEntry, Manifest, PlanEntry
 from quasar.engines.bundle.parsing import parse_manifest
 from quasar.engines.bundle.superseded import listed_files
 from quasar.engines.errors import BundleError, UsageError
@@ -98,8 +98,9 @@ def open_bundle(root: str | os.PathLike[str], verify: bool = False) -> Bundle:
     listed = {file.path for file in manifest.files}
     for name, engine in manifest.engines.items():
         plan = () if engine.plan is None else (engine.plan.plan, engine.plan.graph, *engine.plan.files)
+        listing = () if engine.plan is None or engine.plan.listing is None else (engine.plan.listing,)
         own = () if engine.own is None else (engine.own.graph,)
-        for path in (engine.graph, *engine.files, *own, *plan):
+        for path in (engine.graph, *engine.files, *own, *plan, *listing):
             if path not in listed:
                 raise BundleError(f"{root / MANIFEST}: engine {name} needs {path!r}, which is not listed under files")
     for path in manifest.tokenizer:
@@ -170,12 +171,15 @@ def _first_foreign_file(folder: Path) -> str | None:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         text = ""
+    plans: list[PlanEntry] = []
     try:
-        known = {MANIFEST, *(file.path for file in parse_manifest(text, MANIFEST).files)}
+        manifest = parse_manifest(text, MANIFEST)
+        known = {MANIFEST, *(file.path for file in manifest.files)}
+        plans = [engine.plan for engine in manifest.engines.values() if engine.plan is not None]
     except BundleError:
         earlier = listed_files(text)
         known = {MANIFEST, *earlier} if earlier else set()
-    return next((file for file in files if file not in known), None)
+    return next((file for file in files if file not in known and not any(plan.is_kernels(file) for plan in plans)), None)
 
 
 @contextlib.contextmanager

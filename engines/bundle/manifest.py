@@ -18,6 +18,8 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """Sampling that a model may have defaults for, by the names of vLLM and transformers."""
 MAX_SLOTS = 1 << 10
 """Most sequences that an engine has places for."""
+KERNELS = ".kernels"
+"""How files end that hold what TensorRT-RTX compiled for a plan."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class PlanEntry:
         stripped: the plan has no weights; they are put in from the graph at loading.
         version_compatible: later versions of the library load it too.
         gate: how far its graph is from the float model.
+        listing: path of the library's own listing of the plan's layers, as it was built (`quasar.engines.tensorrt.layers`).
     """
 
     library: str
@@ -84,6 +87,11 @@ class PlanEntry:
     stripped: bool
     version_compatible: bool
     gate: Mapping[str, Any]
+    listing: str | None = None
+
+    def is_kernels(self, path: str) -> bool:
+        """Whether a file in the bundle's folder is what TensorRT-RTX compiled for this plan: no manifest lists such files."""
+        return path.startswith(f"{self.plan}.") and path.endswith(KERNELS)
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,7 @@ def _parse_plan(r: _Reader) -> PlanEntry:
         stripped=r.get("stripped", bool),
         version_compatible=r.get("version_compatible", bool),
         gate=r.get("gate", dict),
+        listing=None if r.object.get("listing") is None else r.get("listing", str),  # earlier exports wrote none
     )
 
 

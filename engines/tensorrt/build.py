@@ -14,8 +14,9 @@ from typing import Any
 
 from quasar.engines.bundle.manifest import LIBRARIES, PlanProfile, ShapeRange
 from quasar.engines.errors import BuildError, UsageError
+from quasar.engines.files import replace_file
 from quasar.engines.tensorrt.cuda import Device, has_gpu
-from quasar.engines.tensorrt.layers import PlanLayer, parse_layers
+from quasar.engines.tensorrt.layers import PlanLayer, layer_lines, list_layers, parse_layers
 from quasar.engines.tensorrt.library import Log, load_library
 from quasar.engines.tensorrt.progress import make_monitor, run_interruptibly
 
@@ -80,12 +81,17 @@ class BuiltPlan:
     Attributes:
         version: of the library.
         compute_capabilities: of the GPU that it was built for, where the library builds for the one of this machine.
-        layers: of every profile.
+        listing: the library's own lines about the layers of every profile; none where it gives none.
     """
 
     version: str
     compute_capabilities: tuple[str, ...]
-    layers: tuple[PlanLayer, ...]
+    listing: tuple[str, ...]
+
+    @property
+    def layers(self) -> list[PlanLayer]:
+        """What the lines say."""
+        return parse_layers(self.listing)
 
 
 def plan_profiles(slots: int, max_length: int) -> tuple[PlanProfile, ...]:
@@ -174,15 +180,15 @@ def build_plan(
         raise BuildError(f"{graph.name}: {options.library} {trt.__version__} cannot build it: {log.first_error()}")
     if unused := [text for text in log.warnings if UNUSED in text]:
         raise BuildError(f"{graph.name}: {options.library} {trt.__version__} leaves out what an input is for: {unused[0]}")
-    layers = _list_layers(trt, log, serialized)
+    listing = _list_layers(trt, log, serialized)
     if not options.unchecked:
-        _check_layers(graph.name, layers, int8_products, len(profiles))
+        _check_layers(graph.name, parse_layers(listing), int8_products, len(profiles))
     plan.unlink(missing_ok=True)  # it may be a link to another bundle's
     plan.write_bytes(serialized)
     if options.timing_cache is not None:
         _write_timing_cache(config, options.timing_cache)
     here = (Device().compute_capability,) if options.library == "tensorrt" else ()
-    return BuiltPlan(str(trt.__version__), here, layers)
+    return BuiltPlan(str(trt.__version__), here, listing)
 
 
 def _parse(trt: Any, log: Log, builder: Any, graph: Path) -> Any:
@@ -254,15 +260,14 @@ def _make_profile(builder: Any, network: Any, profile: PlanProfile) -> Any:
     return shapes
 
 
-def _list_layers(trt: Any, log: Log, serialized: Any) -> tuple[PlanLayer, ...]:
+def _list_layers(trt: Any, log: Log, serialized: Any) -> tuple[str, ...]:
     """From the builder's log, or, where that has none and a GPU is there, from the loaded plan."""
-    layers = parse_layers(line for text in log.details for line in text.splitlines())
-    if not layers and has_gpu():
+    lines = [line for text in log.details for line in layer_lines(text)]
+    if not lines and has_gpu():
         engine = trt.Runtime(log.logger).deserialize_cuda_engine(serialized)
         if engine is not None:
-            text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)
-            layers = parse_layers(text.splitlines())
-    return tuple(layers)
+            lines = list_layers(trt, engine)
+    return tuple(lines)
 
 
 def _check_layers(graph: str, layers: Sequence[PlanLayer], int8_products: int, profiles: int) -> None:
@@ -281,6 +286,4 @@ def _write_timing_cache(config: Any, path: Path) -> None:
     cache = config.get_timing_cache()
     if cache is None:  # the library did not take the one that was there
         return
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(cache.serialize())
-    partial.replace(path)
+    replace_file(path, cache.serialize())

@@ -17,6 +17,7 @@ from quasar.engines.tensorrt.buffers import PlanBuffers
 from quasar.engines.tensorrt.context import PlanContext
 from quasar.engines.tensorrt.cuda import Device, Stream
 from quasar.engines.tensorrt.graphs import RecurringPasses
+from quasar.engines.tensorrt.kernels import KernelFile, kernels_path
 from quasar.engines.tensorrt.library import load_library
 from quasar.engines.tensorrt.passes import Rectangles, Run
 from quasar.engines.tensorrt.plan import open_plan, plan_of, require_memory
@@ -38,6 +39,7 @@ class TensorRtEngine:
         library: the module of TensorRT; by default the one that the plan is for.
         device: the GPU; by default the first one.
         slots: sequences to make room for; None for as many as the plan was built for.
+        keep_kernels: read and write what TensorRT-RTX compiles in a file beside the plan, see `KernelFile`.
 
     Raises:
         UsageError: TensorRT, the GPU or its driver is missing or too old, or the plan is for fewer sequences.
@@ -55,6 +57,7 @@ class TensorRtEngine:
         library: Any = None,
         device: Device | None = None,
         slots: int | None = None,
+        keep_kernels: bool = False,
     ) -> None:
         of = plan_of(entry)
         slots = of.cache.slots if slots is None else slots
@@ -75,6 +78,7 @@ class TensorRtEngine:
         self._resources = ExitStack()
         try:
             opened = open_plan(plan, graph, entry, rebuild, library, device, slots)
+            kept = KernelFile(kernels_path(plan, device), opened.kernels) if keep_kernels and opened.kernels is not None else None
             scratch = int(opened.engine.device_memory_size_v2)
             require_memory(device, entry, {**PlanBuffers.parts(entry, slots), "activations": scratch})
             stream = Stream(device)
@@ -99,6 +103,9 @@ class TensorRtEngine:
                 # TensorRT-RTX makes graphs itself, see PlanContext
                 self._recurring = RecurringPasses(stream, self._contexts, create, records=of.library == "tensorrt")
                 self._resources.callback(self._recurring.clear)
+            if kept is not None:
+                kept.save()  # a server may be killed
+                self._resources.callback(kept.save)  # with kernels that were compiled for shapes that came
         except BaseException:
             self.close()
             raise

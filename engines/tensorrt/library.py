@@ -19,6 +19,11 @@ INSTALL = {
 }
 
 
+def polygraphy(name: str) -> str:
+    """How a shell calls Polygraphy for a library of `MODULES`."""
+    return "POLYGRAPHY_USE_TENSORRT_RTX=1 polygraphy" if name == "tensorrt-rtx" else "polygraphy"
+
+
 def version_numbers(version: str) -> tuple[int, ...]:
     """`1.7.1.116` as numbers that compare; what follows the first part that is not a number is left out."""
     numbers = []

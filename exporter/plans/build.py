@@ -78,6 +78,9 @@ def _build(
         built = build_plan(
             root / graph.graph, root / plan, profiles, int8_products(entry, graph.precision), options, _in_percent(bar.update)
         )
+    listing = f"{entry.name}.layers.txt" if built.listing else None
+    if listing is not None:
+        (root / listing).write_text("".join(f"{line}\n" for line in built.listing), encoding="utf-8")
     planned = PlanEntry(
         library=options.library,
         version=built.version,
@@ -91,6 +94,7 @@ def _build(
         stripped=options.strip_weights,
         version_compatible=options.version_compatible,
         gate=gate,
+        listing=listing,
     )
     return dataclasses.replace(entry, plan=planned)
 

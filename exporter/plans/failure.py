@@ -10,6 +10,7 @@ from pathlib import Path
 
 from quasar.engines.errors import BuildError, GateError
 from quasar.engines.tensorrt.build import BuildOptions
+from quasar.engines.tensorrt.library import polygraphy
 from quasar.exporter.plans.build import PlanGraph
 
 MARK = "quasar-export failed here"
@@ -58,19 +59,19 @@ def _keep(root: Path, output: Path, graphs: Sequence[PlanGraph]) -> Path:
 
 
 def _commands(graph: Path, build: BuildOptions, building: bool) -> list[str]:
-    switch = "POLYGRAPHY_USE_TENSORRT_RTX=1 " if build.library == "tensorrt-rtx" else ""
+    tool = polygraphy(build.library)
     typed = "" if build.library == "tensorrt-rtx" else " --strongly-typed"
     file, reduced = shlex.quote(str(graph)), shlex.quote(str(graph.with_suffix(".reduced.onnx")))
     profile = " ".join(f"--trt-{which}-shapes {SIZES}" for which in ("min", "opt", "max"))
-    reduce = f"{switch}polygraphy debug reduce {file} -o {reduced} --mode bisect --check"
+    reduce = f"{tool} debug reduce {file} -o {reduced} --mode bisect --check"
     if building:
         return [
-            f"{switch}polygraphy inspect capability {file}",
+            f"{tool} inspect capability {file}",
             f"{reduce} polygraphy convert polygraphy_debug.onnx --convert-to trt -o polygraphy_debug.plan {profile}{typed}",
         ]
     compared = f"--trt --onnxrt --input-shapes {SIZES} {RANGES} {profile}{typed}"
     return [
         f"polygraphy check lint {file} --input-shapes {SIZES} {RANGES}",
-        f"{switch}polygraphy run {file} {compared} --trt-outputs mark all --onnx-outputs mark all --fail-fast",
+        f"{tool} run {file} {compared} --trt-outputs mark all --onnx-outputs mark all --fail-fast",
         f"{reduce} polygraphy run polygraphy_debug.onnx {compared}",
     ]

@@ -35,7 +35,7 @@ def rebuild(bundle: Path, options: BuildOptions, progress: Progress) -> Manifest
     check_precisions(options, (plan.precision for plan in plans.values()))
     graphs = [PlanGraph(name, plan.precision, _graph_files(plan)) for name, plan in plans.items()]
     gates = {name: plan.gate for name, plan in plans.items()}
-    old = {plan.plan for plan in plans.values()}
+    old = {path for plan in plans.values() for path in (plan.plan, plan.listing)}
     # their hashes stay those of the export, so that what was altered since is still found out
     kept = [file for file in opened.manifest.files if file.path not in old]
     with atomic_bundle(bundle) as root:
@@ -48,7 +48,8 @@ def rebuild(bundle: Path, options: BuildOptions, progress: Progress) -> Manifest
             error.commands = bisect_commands(error, bundle, graphs, options)
             raise
         new = [entry.plan for entry in built.values() if entry.plan is not None]
-        files = {file.path: file for file in (*kept, *(describe_file(root, root / plan.plan) for plan in new))}
+        paths = [path for plan in new for path in (plan.plan, plan.listing) if path is not None]
+        files = {file.path: file for file in (*kept, *(describe_file(root, root / path) for path in paths))}
         manifest = dataclasses.replace(
             opened.manifest,
             engines={**opened.manifest.engines, **built},

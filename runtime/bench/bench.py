@@ -17,7 +17,7 @@ from quasar.runtime.bench.measure import Measurement, Variant, measure
 from quasar.runtime.bench.prompts import Prompts
 from quasar.runtime.bench.sweep import sweep_figures, sweep_variants
 from quasar.runtime.chain.choice import choose_chain
-from quasar.runtime.chain.spec import ChainSpec, parse_chain
+from quasar.runtime.chain.spec import ChainSpec, usual_chains
 from quasar.runtime.engines import EnginePool
 from quasar.runtime.execution import backend_of, describe_kernels, running_entry
 from quasar.runtime.model import Model
@@ -154,10 +154,7 @@ class Bench:
 
     def _default_chains(self) -> list[ChainSpec]:
         """Plain engines, and the chains that speed them up."""
-        engines = self._bundle.manifest.engines
-        wanted = ("float", "int8", "prompt-lookup > int8", "suffix > int8", "int4 > int8", "prompt-lookup > int8 > float")
-        chains = [chain for chain in map(parse_chain, wanted) if all(name in engines for name in chain.engines)]
-        return chains or [choose_chain(self._bundle, None)]
+        return usual_chains(self._bundle.manifest.engines) or [choose_chain(self._bundle, None)]
 
     def _model(self, variant: Variant) -> Model:
         return Model(self._pool, self._model_options(variant))

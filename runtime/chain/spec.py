@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from quasar.engines.errors import UsageError
@@ -27,6 +27,8 @@ PRESETS: Mapping[str, str] = {
     "qspec": "int4 > int4-a16",
     QUANTSPEC: "int4 > int8",
 }
+USUAL = ("float", "int8", "prompt-lookup > int8", "suffix > int8", "int4 > int8", "prompt-lookup > int8 > float")
+"""Engines by themselves, and the chains that mostly speed them up."""
 PLAIN = "plain"
 """The preset of the default chain's last engine alone."""
 
@@ -56,6 +58,11 @@ class ChainSpec:
     def target(self) -> str:
         """The engine whose distribution the output follows."""
         return self.verifiers[-1]
+
+
+def usual_chains(engines: Collection[str]) -> list[ChainSpec]:
+    """Those of `USUAL` that these engines are enough for."""
+    return [chain for chain in map(parse_chain, USUAL) if all(name in engines for name in chain.engines)]
 
 
 def parse_chain(text: str, default: str | None = None) -> ChainSpec:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quasar.engines.columns import aligned
 from quasar.runtime.bench.report import load, values
 from quasar.runtime.bench.report.load import load_rows
 from quasar.runtime.bench.report.values import Spread, at, fixed, name, percent
@@ -74,15 +75,7 @@ def _wrapped(cells: list[str]) -> list[list[str]]:
 
 def _table(heads: Sequence[tuple[str, str]], rows: list[list[str]], left: int) -> list[str]:
     """Aligned lines under two lines of heads; the first `left` columns are text."""
-    rows = [*map(list, zip(*heads, strict=True)), *rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = aligned([*map(list, zip(*heads, strict=True)), *rows], left)
     return [*lines[:2], "-" * max(map(len, lines)), *lines[2:]]
 
 

@@ -1,0 +1,1 @@
+"""What is in a bundle, an engine and a plan."""

@@ -1,0 +1,5 @@
+"""`python -m quasar.runtime.inspect`."""
+
+from quasar.runtime.inspect.cli import main
+
+raise SystemExit(main())
