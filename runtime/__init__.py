@@ -8,6 +8,7 @@ with load("demo-int8", chain="prompt-lookup > int8") as model:
 
 from quasar.runtime.answer import Logprob, Piece, Result
 from quasar.runtime.generation import Generation
+from quasar.runtime.guided.guide import Guide
 from quasar.runtime.loading import load
 from quasar.runtime.model import Model
 from quasar.runtime.model_options import ModelOptions
@@ -18,6 +19,7 @@ from quasar.runtime.statistics import Statistics
 
 __all__ = [
     "Generation",
+    "Guide",
     "Logprob",
     "Model",
     "ModelOptions",

@@ -60,8 +60,8 @@ class Result:
     Attributes:
         text: special tokens left out, cut before a stop string. After a prompt of plain text it goes on where that ends.
         ids: the new tokens, an end token included.
-        finish_reason: `stop` (end token or stop string), `length` (max_new_tokens or context full), `cancelled`, or `error`:
-            of several prompts, one that could not be answered.
+        finish_reason: `stop` (end token, stop string, or a form that is complete), `length` (max_new_tokens or context full: a
+            form may then be incomplete), `cancelled`, or `error`: of several prompts, one that could not be answered.
         logprobs: of each new token; None where they were not asked for.
         error: what was wrong.
     """
@@ -189,13 +189,15 @@ class Answer:
         logprobs: list[Logprob] = []
         taken: list[int] = []
         reason: FinishReason | None = None
+        guide = self.sequence.guide
         for row, token in enumerate(done.tokens):
             taken.append(token)
             if self._logprobs is not None:
                 logprobs.append(logprob_of(done.logits(row), token, self._top or 0))
             self.sequence.tokens.append(token)
+            complete = guide is not None and guide.ended(self.sequence.tokens)
             shown.append(self._stream.push(token))
-            if self._stream.stopped or token in self._stop_ids:
+            if complete or self._stream.stopped or token in self._stop_ids:
                 reason = "stop"
             elif self.left <= 0:
                 reason = "length"
@@ -205,6 +207,7 @@ class Answer:
             shown.append(self._stream.flush())
         if self._logprobs is not None:
             self._logprobs.extend(logprobs)
+        self._statistics.count_origins(done.origins[: len(taken)])
         self._ids.extend(taken)
         self._text.extend(shown)
         self.pieces.append(Piece("".join(shown), taken, done.origins[: len(taken)], logprobs))

@@ -22,9 +22,11 @@ from quasar.runtime.loading import load_model
 from quasar.runtime.model import Model
 from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.options import (
+    add_guide_options,
     add_model_options,
     add_sampling_options,
     add_template_options,
+    guide_option,
     model_options,
     sampling_options,
     template_options,
@@ -43,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to answer; it goes through the chat template")
     p.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
     add_sampling_options(p, of_bundle=True)
+    add_guide_options(p)
     p.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     p.add_argument("--logprobs", type=int, metavar="N", help="with --json: log-probabilities of the new tokens and N others")
     p.add_argument("--raw", action="store_true", help="continue PROMPT as it is, without the chat template")
@@ -167,7 +170,8 @@ def _run(argv: Sequence[str] | None) -> int:
     options = template_options(args) or None
     if options and (args.raw or args.token_ids is not None):
         raise UsageError("--template-option goes with the chat template, which --raw and --token-ids leave out")
-    sampling = sampling_options(args, max_new_tokens=args.max_new_tokens, stop=tuple(args.stop), logprobs=args.logprobs)
+    own = {"max_new_tokens": args.max_new_tokens, "stop": tuple(args.stop), "logprobs": args.logprobs}
+    sampling = sampling_options(args, **own, guide=guide_option(args))
     if args.logprobs is not None and not args.json:
         raise UsageError("--logprobs goes with --json")
     rows = _read_rows(args.token_ids) if args.token_ids else None
@@ -176,6 +180,7 @@ def _run(argv: Sequence[str] | None) -> int:
         return 0
     with load_model(args.bundle, how) as model:
         params = model.sampling_params(**sampling)
+        model.prepare_guide(params.guide)
         if args.stats and model.kernels:
             print("kernels: " + ", ".join(f"{name} {what}" for name, what in model.kernels.items()), file=sys.stderr)
         if rows is not None:

@@ -20,6 +20,8 @@ from quasar.runtime.defaults import default_params
 from quasar.runtime.engines import EnginePool
 from quasar.runtime.execution import describe_kernels
 from quasar.runtime.generation import Generation
+from quasar.runtime.guided.compiler import Guides
+from quasar.runtime.guided.guide import Guide
 from quasar.runtime.kept_pool import KeptPool, open_pool
 from quasar.runtime.model_options import ModelOptions
 from quasar.runtime.prompt import Prompt, ReadPrompt, is_many
@@ -67,6 +69,7 @@ class Model:
         spec = self.verifier.cached.engine.spec
         self.max_length, self.vocab_size = spec.max_length, spec.vocab_size
         self.scheduler = Scheduler(self.verifier, self.engines, options.sequences, options.prefix_caching)
+        self._guides = Guides(self.tokenizer, self.vocab_size, pool.bundle.manifest.stop_token_ids)
         self._reader = Reader(self.tokenizer, self.vocab_size, self.max_length)
         self._branches = Branches(self.chain, self.verifier, self._load)
         self._turnstile = Turnstile(self._step)
@@ -235,7 +238,7 @@ class Model:
             speculation: for this answer, see `prepare`; None for the model's own. The tokens are the same.
 
         Raises:
-            UsageError: a speculation that cannot be, or a bias of a token that there is not.
+            UsageError: a speculation that cannot be, a guide that cannot be followed, or a bias of a token that there is not.
         """
         if not isinstance(params, (SamplingParams, type(None))):
             raise UsageError(f"params is {type(params).__name__}; give SamplingParams")
@@ -248,7 +251,9 @@ class Model:
         ends = frozenset((*eos, *params.stop_token_ids, *special))
         if beyond := [token for token in params.logit_bias if token >= self.vocab_size]:
             raise UsageError(f"logit_bias: token id {beyond[0]} is outside the vocabulary 0..{self.vocab_size - 1}")
-        sampler = Sampler(params, len(prompt.ids), self.options.acceptance, [end for end in ends if end < self.vocab_size])
+        early = [end for end in ends if end < self.vocab_size]
+        guide = None if params.guide is None else self._guides.matcher(params.guide, prompt.ids, params.ignore_eos)
+        sampler = Sampler(params, len(prompt.ids), self.options.acceptance, early, guide)
         answer = Answer(
             Sequence(list(prompt.ids), sampler, branch=self.prepare(speculation)),
             TextStream(self.tokenizer, params.stop, prompt.continued),
@@ -298,6 +303,15 @@ class Model:
         for error in (one.error for one in scorings if one.error is not None):
             raise error
         return [one.logprobs for one in scorings]
+
+    def prepare_guide(self, guide: Guide | None) -> None:
+        """Compile a guide, for `answer`, which else does it; any thread may.
+
+        Raises:
+            UsageError: it cannot be followed, or llguidance is not installed.
+        """
+        if guide is not None:
+            self._guides.compile(guide)
 
     def tokenize(self, prompt: Prompt | Chat) -> list[int]:
         """See `Reader.tokenize`."""

@@ -10,8 +10,10 @@ from typing import Any
 from quasar.engines.bundle.manifest import BACKENDS
 from quasar.engines.bundle.manifest import SAMPLING as CARRIED
 from quasar.engines.errors import UsageError
+from quasar.engines.jsonl import read_text
 from quasar.runtime.chat import check_options
 from quasar.runtime.defaults import GENERATION_CONFIGS
+from quasar.runtime.guided.guide import Guide
 from quasar.runtime.model_options import KERNELS, ModelOptions, parse_draft_length
 from quasar.runtime.sampler import ACCEPTANCES
 from quasar.runtime.sampling import SamplingParams
@@ -41,6 +43,38 @@ def add_sampling_options(p: argparse.ArgumentParser, of_bundle: bool) -> None:
         shown = text if default is None else f"{text} (default: {own}{default:g})"
         p.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=shown)
     p.add_argument("--ignore-eos", action="store_true", help="go on past the model's end tokens")
+
+
+def add_guide_options(p: argparse.ArgumentParser) -> None:
+    """Options for `guide_option`."""
+    form = p.add_mutually_exclusive_group()
+    form.add_argument("--json-object", action="store_true", help="answer with a JSON object")
+    form.add_argument("--json-schema", metavar="FILE|JSON", help="answer with JSON of this schema")
+    form.add_argument("--regex", metavar="R", help="answer with text that this regular expression matches as a whole")
+    form.add_argument("--grammar", type=Path, metavar="FILE", help="answer with text of a grammar: Lark's notation, or GBNF")
+    p.add_argument("--guide-after", default="", metavar="TEXT", help="the form begins after this text, such as '</think>'")
+
+
+def guide_option(args: argparse.Namespace) -> Guide | None:
+    """The form of an answer, as the options say.
+
+    Raises:
+        UsageError: it is none, or a file of it cannot be read.
+    """
+    after = args.guide_after
+    if args.json_object:
+        return Guide.json_object(after)
+    if args.json_schema is not None:
+        inline = args.json_schema.lstrip().startswith("{")
+        text = args.json_schema if inline else read_text(Path(args.json_schema), "--json-schema", "give a file, or JSON itself")
+        return Guide.json_schema(text, after)
+    if args.regex is not None:
+        return Guide.regex(args.regex, after)
+    if args.grammar is not None:
+        return Guide.lark(read_text(args.grammar, "--grammar", "give a file with a rule start"), after)
+    if after:
+        raise UsageError("--guide-after goes with --json-object, --json-schema, --regex or --grammar")
+    return None
 
 
 def sampling_options(args: argparse.Namespace, **others: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from quasar.engines.engine import Float32, Int64
 from quasar.runtime.chain.acceptance import Probabilities
 from quasar.runtime.sampling import SamplingParams, candidates, penalize
+
+if TYPE_CHECKING:
+    from quasar.runtime.guided.matcher import Matcher
 
 Acceptance = Literal["matching", "rejection"]
 ACCEPTANCES: tuple[Acceptance, ...] = ("matching", "rejection")
@@ -32,10 +35,16 @@ class Sampler:
         prompt_length: tokens before the output.
         acceptance: see `quasar.runtime.chain.acceptance`.
         ends: tokens that `params.min_tokens` keeps from being chosen too early.
+        guide: says which tokens may be chosen; None for all.
     """
 
     def __init__(
-        self, params: SamplingParams, prompt_length: int, acceptance: Acceptance = "matching", ends: Collection[int] = ()
+        self,
+        params: SamplingParams,
+        prompt_length: int,
+        acceptance: Acceptance = "matching",
+        ends: Collection[int] = (),
+        guide: Matcher | None = None,
     ) -> None:
         self._params = params
         self._prompt_length = prompt_length
@@ -44,7 +53,8 @@ class Sampler:
         self._stream = np.random.Generator(np.random.PCG64(seed))
         self.rejects = acceptance == "rejection" and not params.greedy
         # a token's logit is then compared with nothing but those of its row: no need to see them all
-        self.takes_best = params.greedy and not params.penalizes and not params.min_tokens
+        self.takes_best = params.greedy and not params.penalizes and not params.min_tokens and guide is None
+        self.guide = guide
         self._first_end = prompt_length + params.min_tokens
         self._ends = np.array(sorted(ends), np.int64)
 
@@ -77,7 +87,15 @@ class Sampler:
     def _penalized(self, logits: Float32, tokens: Sequence[int]) -> Float32:
         if self._params.penalizes:
             logits = penalize(logits, self._params, tokens[: self._prompt_length], tokens[self._prompt_length :])
-        if len(tokens) < self._first_end:
+        early = len(tokens) < self._first_end
+        if self.guide is not None:
+            allowed = self.guide.allowed(tokens)
+            if early:  # an end stays where nothing else may come
+                others = allowed.copy()
+                others[self._ends] = False
+                allowed = others if others.any() else allowed
+            logits = np.where(allowed, logits, np.float32(-np.inf))
+        elif early:
             logits = logits.copy()
             logits[self._ends] = -np.inf
         return logits

@@ -12,6 +12,7 @@ import numpy as np
 from quasar.engines.engine import Float32, Int64
 from quasar.engines.errors import UsageError
 from quasar.runtime.arrays import is_array, plain
+from quasar.runtime.guided.guide import Guide
 
 MAX_LOGPROBS = 50
 
@@ -36,9 +37,10 @@ class SamplingParams:
         min_tokens: tokens before which no end token is chosen; a stop string still ends the answer.
         logit_bias: added to the logits of tokens, -100 to 100, as a mapping of ids to numbers.
         logprobs: report the log-probability of each new token, and of this many most likely ones; None for neither.
+        guide: the form that the answer has to have; None for any.
 
-    Applied in the order of transformers: logit_bias, penalties, temperature, top_k, top_p, min_p. Numbers of numpy and torch
-    become Python's own.
+    Applied in the order of transformers: logit_bias, penalties, guide, temperature, top_k, top_p, min_p. Numbers of numpy and
+    torch become Python's own.
 
     Raises:
         UsageError: a value that has no meaning.
@@ -59,6 +61,7 @@ class SamplingParams:
     logprobs: int | None = None
     min_tokens: int = 0
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -82,6 +85,8 @@ class SamplingParams:
         _check(self, "min_tokens", _is_integer, lambda n: n >= 0, "give an integer of 0 or more")
         _check(self, "logit_bias", _is_bias, lambda _: True, "give numbers of -100 to 100 by token id: {50256: -100}")
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+        if self.guide is not None and not isinstance(self.guide, Guide):
+            raise UsageError(f"guide is {type(self.guide).__name__}; give a Guide, such as Guide.json_schema({{...}})")
         if self.logprobs is not None:
             _check(self, "logprobs", _is_integer, lambda n: 0 <= n <= MAX_LOGPROBS, f"give 0 to {MAX_LOGPROBS}, or None")
 
@@ -154,9 +159,10 @@ def candidates(logits: Float32, params: SamplingParams) -> tuple[Int64, Float32]
     with np.errstate(over="ignore", invalid="ignore"):  # a temperature near 0 makes -inf of all but the best
         scaled = (logits - logits.max()) / np.float32(max(params.temperature, 1e-30))
     scaled[np.isnan(scaled)] = 0.0  # 0 / 0: the best itself
-    ids = np.arange(len(scaled))
-    if 0 < params.top_k < len(scaled):
-        ids = np.flatnonzero(scaled >= np.partition(scaled, -params.top_k)[-params.top_k])
+    ids = np.flatnonzero(scaled > -np.inf)  # of a guide's answer, few may be left
+    if 0 < params.top_k < len(ids):
+        left = scaled[ids]
+        ids = ids[left >= np.partition(left, -params.top_k)[-params.top_k]]
     p = _normalized(np.exp(scaled[ids]))
     if params.top_p < 1:
         kept = _nucleus(p, params.top_p)

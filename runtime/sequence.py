@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from quasar.runtime.sampler import Sampler
 from quasar.runtime.statistics import LevelStatistics
+
+if TYPE_CHECKING:
+    from quasar.runtime.guided.matcher import Matcher
 
 
 @dataclass(eq=False)
@@ -30,6 +34,11 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.prompt_length = len(self.tokens)
+
+    @property
+    def guide(self) -> Matcher | None:
+        """What the answer has to keep to."""
+        return self.sampler.guide
 
     @property
     def new_count(self) -> int:

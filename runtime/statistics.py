@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +110,7 @@ class Statistics:
         decode_seconds: of the rounds after that, which other sequences may have shared.
         engine_seconds: inside engines while this sequence was worked on, by engine.
         decode_engine_seconds: of these, after the prefill.
+        drafted_by: new tokens that a part of the chain came up with before others accepted them, by its name.
     """
 
     prompt_tokens: int = 0
@@ -121,6 +122,12 @@ class Statistics:
     decode_seconds: float = 0.0
     engine_seconds: dict[str, float] = field(default_factory=dict)
     decode_engine_seconds: dict[str, float] = field(default_factory=dict)
+    drafted_by: dict[str, int] = field(default_factory=dict)
+
+    def count_origins(self, origins: Sequence[str]) -> None:
+        """Record who drafted new tokens; empty for one that nobody did."""
+        for origin in filter(None, origins):
+            self.drafted_by[origin] = self.drafted_by.get(origin, 0) + 1
 
     @property
     def rounds(self) -> int:
@@ -166,11 +173,12 @@ class Statistics:
 
     def to_dict(self) -> dict[str, Any]:
         """Counters and ratios, for JSON."""
-        plain = ("prompt_tokens", "cached_tokens", "new_tokens", "rounds", "proposed", "accepted", "accepted_per_position")
+        plain = ("prompt_tokens", "cached_tokens", "new_tokens", "rounds", "proposed", "accepted")
+        parts = ("accepted_per_position", "drafted_by")
         seconds = ("queued_seconds", "prefill_seconds", "decode_seconds", "engine_seconds", "decode_engine_seconds")
         ratios = ("tokens_per_round", "acceptance_rate", "tokens_per_second", "outside_share")
         levels = [level.to_dict() for level in self.levels]
-        return {**{name: getattr(self, name) for name in (*plain, *seconds, *ratios)}, "levels": levels}
+        return {**{name: getattr(self, name) for name in (*plain, *parts, *seconds, *ratios)}, "levels": levels}
 
     def __str__(self) -> str:
         """A few lines for people."""
@@ -187,6 +195,8 @@ class Statistics:
                     f"{level.engine}: {level.rounds} rounds, {level.accepted / level.rounds + 1:.2f} tokens per round, "
                     f"{level.accepted} of {level.proposed} proposed tokens accepted ({level.acceptance_rate:.0%})"
                 )
+        if self.drafted_by:
+            lines.append("drafted by " + ", ".join(f"{name} {count}" for name, count in self.drafted_by.items()))
         lines.append(f"time outside engines: {_with('{:.1%}', self.outside_share) or '-'}")
         return "\n".join(lines)
 

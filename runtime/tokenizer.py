@@ -63,6 +63,11 @@ class Tokenizer:
         found: dict[str, int] = self._file.get_vocab(with_added_tokens=True)
         return found
 
+    def to_json(self) -> str:
+        """The tokenizer as its file holds it, without padding and truncation."""
+        text: str = self._file.to_str()
+        return text
+
     @property
     def special_tokens(self) -> set[str]:
         """Texts of the tokens that are left out of decoded text."""

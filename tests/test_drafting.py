@@ -27,6 +27,7 @@ class Oracle:
     Attributes:
         cost: what a round takes, on the clock that stands for the machine's.
         reading: what a token of a prompt takes.
+        most: tokens of a draft of what is weightless.
         asked: of each call, for how many sequences.
     """
 
@@ -35,6 +36,8 @@ class Oracle:
     cost: float = 0.0
     reading: float = 0.0
     name: str = "oracle"
+    leads: bool = False
+    most: int = 64
     now: float = 0.0
     asked: list[int] = field(default_factory=list)
 
@@ -59,7 +62,7 @@ class Oracle:
         return [
             [
                 Draft(len(ask.sequence.tokens) + i if self.right else -1, "grade")
-                for i in range(ask.limit if self.weightless else 1)
+                for i in range(min(ask.limit, self.most) if self.weightless else 1)
             ]
             for ask in asks
         ]
@@ -136,6 +139,20 @@ def test_a_fixed_length_is_of_the_first_that_proposes(monkeypatch: pytest.Monkey
     first, second = Oracle(True), Oracle(False)
     Game(monkeypatch, first, second, fixed=4).rounds(5)
     assert (len(first.asked), second.asked) == (5, [])
+
+
+@pytest.mark.parametrize("fixed", [5, None])
+def test_others_go_on_behind_what_leads_and_behind_nothing_else(monkeypatch: pytest.MonkeyPatch, fixed: int | None) -> None:
+    game = Game(monkeypatch, Oracle(True, leads=True, most=2), Oracle(True, most=3), Oracle(True), fixed=fixed, sequences=2)
+    for _ in range(20):
+        lengths = game.round()
+    assert lengths == [5, 5]
+
+
+def test_what_leads_is_not_asked_without_a_guide(monkeypatch: pytest.MonkeyPatch) -> None:
+    leading = Oracle(True, leads=True)
+    assert Game(monkeypatch, leading, below=[leading]).rounds(20) == [0] * 20
+    assert leading.asked == []
 
 
 def test_before_a_pass_was_timed_nothing_is_drafted(monkeypatch: pytest.MonkeyPatch) -> None:

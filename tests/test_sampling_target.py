@@ -140,8 +140,8 @@ def paced(text: str) -> Verifier:
     """A chain whose drafts are cut for what they are."""
     verifier = chain(text, None)
     for level in verifier.levels():
-        level._costs = level._drafting._costs = RowsCost()  # type: ignore[assignment]
-        for one in level._drafting._all:
+        level._costs = level._own.drafting._costs = RowsCost()  # type: ignore[assignment]
+        for one in level._own.drafting._all:
             one.acceptance = Told()
     return verifier
 

@@ -29,9 +29,10 @@ class Drafted:
     survivals: Float64 = field(default_factory=lambda: np.zeros(0))
 
     def give(self, source: Experience, drafts: list[Draft]) -> None:
-        """Another draft."""
-        self.source, self.drafts = source, drafts
-        self.survivals = source.acceptance.survivals([draft.grade for draft in drafts])
+        """More of a draft."""
+        survivals = self.survival * source.acceptance.survivals([draft.grade for draft in drafts])
+        self.source, self.drafts = source, self.drafts + drafts
+        self.survivals = np.concatenate([self.survivals, survivals])
 
     def cut(self, length: int) -> None:
         """Keep the first tokens."""
@@ -47,6 +48,11 @@ class Drafted:
     def room(self) -> int:
         """Tokens that may come in addition."""
         return self.ask.limit - len(self.drafts)
+
+    @property
+    def open(self) -> bool:
+        """Whether what is weightless may go on."""
+        return self.room > 0 and (self.source is None or self.source.proposer.leads)
 
     @property
     def expected(self) -> float:
@@ -82,17 +88,25 @@ def step(one: Experience, active: Many[Drafted]) -> float:
     one.costs.observe(len(active), sum(map(len, given)), seconds)
     for drafted, drafts in zip(active, given, strict=True):
         one.watch(drafted.ask.sequence, drafts)
-        drafted.give(one, drafted.drafts + drafts)
+        drafted.give(one, drafts)
         drafted.ask.sequence.tokens.extend(draft.token for draft in drafts)
     return seconds
 
 
-def propose(one: Experience, missing: Many[Drafted]) -> None:
-    """The drafts of what is weightless, for sequences that have none."""
-    for drafted, drafts in zip(missing, one.proposer.propose([drafted.ask for drafted in missing]), strict=True):
-        one.watch(drafted.ask.sequence, drafts)
+def propose(one: Experience, made: Many[Drafted]) -> None:
+    """The drafts of what is weightless, for sequences that are open to them. Their texts stay as they are."""
+    for drafted in (drafted for drafted in made if drafted.open):
+        sequence, length, guide = drafted.ask.sequence, len(drafted.ask.sequence.tokens), drafted.ask.sequence.guide
+        sequence.tokens.extend(draft.token for draft in drafted.drafts)
+        [drafts] = one.proposer.propose([Ask(sequence, drafted.room)])
+        if guide is not None and not one.proposer.leads:  # what cannot be accepted needs no row
+            drafts = drafts[: guide.kept(sequence.tokens, [draft.token for draft in drafts])]
+        one.watch(sequence, drafts)
         if drafts:
             drafted.give(one, drafts)
+        if len(sequence.tokens) > length:
+            del sequence.tokens[length:]
+            one.proposer.settle(sequence, length)
 
 
 def cut(made: Many[Drafted], verify: Verify, spent: float = 0.0) -> float:

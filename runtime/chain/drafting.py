@@ -39,7 +39,9 @@ class Drafting:
 
     def __init__(self, proposers: Many[Proposer], below: Many[Proposer], costs: PassCosts, fixed: int | None) -> None:
         self._own = [Experience(proposer) for proposer in proposers]
-        self._all = [*self._own, *(Experience(proposer) for proposer in (below if fixed is None else ()))]
+        # what leads is the same at every level
+        further = [proposer for proposer in below if not proposer.leads] if fixed is None else []
+        self._all = [*self._own, *map(Experience, further)]
         self._engines = [one for one in self._all if not one.proposer.weightless]
         self._costs = costs
         self._fixed = fixed
@@ -114,22 +116,22 @@ class Drafting:
     def _draft_fixed(self, asks: Many[Ask], length: int) -> list[Drafted]:
         made = [Drafted(Ask(ask.sequence, min(ask.limit, length))) for ask in asks]
         for one in self._own:
+            if one not in self._engines:
+                propose(one, made)
+                continue
             missing = [drafted for drafted in made if not drafted.drafts and drafted.room > 0]
-            if one in self._engines:
-                while missing:
-                    step(one, missing)
-                    missing = [drafted for drafted in missing if drafted.room > 0]
-            else:
-                propose(one, missing)
+            while missing:
+                step(one, missing)
+                missing = [drafted for drafted in missing if drafted.room > 0]
         return made
 
     def _draft_what_pays(self, asks: Many[Ask], rows: int, prompts: Many[int]) -> list[Drafted]:
         made = [Drafted(Ask(ask.sequence, min(ask.limit, LONGEST_DRAFT))) for ask in asks]
-        if not self._all or not self._costs.known or (not prompts and self._plain.due(len(asks))):
+        if not self._helps(asks) or not self._costs.known or (not prompts and self._plain.due(len(asks))):
             return made
         for one in self._all:
             if one.proposer.weightless:
-                propose(one, [drafted for drafted in made if not drafted.drafts and drafted.room > 0])
+                propose(one, made)
         most = LONGEST_DRAFT * len(asks) if self._engines else sum(len(drafted.drafts) for drafted in made)
         verify = self._verification(len(asks), rows, prompts, most)
         rate = cut(made, verify)
@@ -138,6 +140,11 @@ class Drafting:
         if not prompts and not any(drafted.drafts for drafted in made):
             self._plain.seen(len(asks))
         return made
+
+    def _helps(self, asks: Many[Ask]) -> bool:
+        """Whether anything may be proposed: what leads does nothing for answers without a guide."""
+        guided = any(ask.sequence.guide is not None for ask in asks)
+        return any(guided or not one.proposer.leads for one in self._all)
 
     def _verification(self, sequences: int, rows: int, prompts: Many[int], most: int) -> Verify:
         """Seconds of this round's verification, of up to `most` drafted tokens.

@@ -35,6 +35,8 @@ SHRINKAGE = 16
 SAVINGS_RATE = 1 / 16
 # what is believed of a grade before it was seen, and for how many observations this counts
 ACCEPTANCE_PRIOR, PRIOR_WEIGHT = 0.6, 2
+CERTAIN = "certain"
+"""The grade of tokens that every engine chooses."""
 
 
 class PassCosts:
@@ -224,12 +226,12 @@ class Acceptance:
         for key in (grade, self.ANY):
             count = self._counts.get(key, 0) + 1
             self._counts[key] = count
-            rate = self._rates.get(key, ACCEPTANCE_PRIOR)
+            rate = self.estimate(key)
             self._rates[key] = rate + max(ACCEPTANCE_RATE, 1 / (count + PRIOR_WEIGHT)) * (accepted - rate)
 
     def estimate(self, grade: Hashable = ANY) -> float:
         """Probability that a token of this grade is accepted."""
-        return self._rates.get(grade, ACCEPTANCE_PRIOR)
+        return self._rates.get(grade, 1.0 if grade == CERTAIN else ACCEPTANCE_PRIOR)
 
     def survivals(self, grades: Many[Hashable]) -> Float64:
         """Of each token of a draft, the probability that it and all before it are accepted."""

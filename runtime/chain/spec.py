@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from quasar.engines.errors import UsageError
 from quasar.runtime.chain.cached import CachedTokens
 from quasar.runtime.chain.verifier import Verifier
+from quasar.runtime.proposers.grammar import Grammar
 from quasar.runtime.proposers.prompt_lookup import PromptLookup
 from quasar.runtime.proposers.proposer import Proposer
 from quasar.runtime.proposers.suffix import Suffix, SuffixPool
 
 SUFFIX_POOL = "suffix-pool"
 WEIGHTLESS: Mapping[str, Callable[[SuffixPool], Proposer]] = {
+    Grammar.name: lambda pool: Grammar(),
     "prompt-lookup": lambda pool: PromptLookup(),
     "suffix": lambda pool: Suffix(),
     SUFFIX_POOL: Suffix,
@@ -111,11 +113,15 @@ def proposers_of(
     draft_lengths: Sequence[int | None],
     pool: SuffixPool | None = None,
 ) -> list[Proposer]:
-    """What proposes to the last engine of a chain; see `build_chain`."""
+    """What proposes to the last engine of a chain; see `build_chain`.
+
+    Every engine has a `grammar` before all others, whether the chain names it or not: without a guide it proposes nothing.
+    """
     pool = SuffixPool() if pool is None else pool
+    names = [name for name in spec.proposers if name != Grammar.name]
     proposers: list[Proposer] = [
-        WEIGHTLESS[name](pool) if name in WEIGHTLESS else Verifier(cached[name], [], None) for name in spec.proposers
+        WEIGHTLESS[name](pool) if name in WEIGHTLESS else Verifier(cached[name], [Grammar()], None) for name in names
     ]
     for name, draft_length in zip(spec.verifiers[:-1], draft_lengths, strict=False):
-        proposers = [Verifier(cached[name], proposers, draft_length)]
-    return proposers
+        proposers = [Verifier(cached[name], [Grammar(), *proposers], draft_length)]
+    return [Grammar(), *proposers]

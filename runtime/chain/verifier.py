@@ -75,6 +75,7 @@ class Verifier:
     """
 
     weightless = False
+    leads = False
 
     def __init__(self, cached: CachedTokens, proposers: Many[Proposer], draft_length: int | None) -> None:
         self.cached = cached
@@ -218,13 +219,15 @@ class Verifier:
         ]
 
     @staticmethod
-    def _grade(sequence: Sequence, done: Round, row: int) -> int:
+    def _grade(sequence: Sequence, done: Round, row: int) -> Hashable:
         """Grade of a round's token by its probability."""
         probability = done.scores.confidence(done.feed, row)
         if not sequence.sampler.takes_best:
             logits = done.logits(row)
             probability *= float(np.exp(logits[done.tokens[row]] - logits.max()))
-        return bisect(CONFIDENCES, probability)
+        grade = bisect(CONFIDENCES, probability)
+        # of an answer with a guide, what an engine would rather say counts for less than what it may
+        return grade if sequence.guide is None else (done.origins[row], grade)
 
     @staticmethod
     def _judge(sequence: Sequence, draft: list[Draft], scores: Scores, feed: int) -> tuple[Round, int]:

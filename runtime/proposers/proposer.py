@@ -42,10 +42,12 @@ class Proposer(Protocol):
     Attributes:
         name: as it stands in chains.
         weightless: whether a draft costs next to nothing; else it costs passes of an engine.
+        leads: whether others that are weightless go on behind its drafts, instead of being asked where it has none.
     """
 
     name: str
     weightless: bool
+    leads: bool
 
     def join(self, sequence: Sequence) -> None:
         """A sequence begins, with its prompt."""
@@ -84,6 +86,7 @@ class Weightless:
     """A proposer whose drafts cost next to nothing: there is nothing that it would have to read in advance."""
 
     weightless = True
+    leads = False
 
     def missing(self, sequence: Sequence) -> int:
         """See `Proposer.missing`."""
