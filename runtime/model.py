@@ -29,7 +29,7 @@ from quasar.runtime.reader import NO_TEMPLATE, Reader
 from quasar.runtime.sampler import Sampler
 from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.scheduler import Scheduler
-from quasar.runtime.scoring import Scoring, Text, check_text, in_runs
+from quasar.runtime.scoring import Scoring, Text, check_text, score_all
 from quasar.runtime.sequence import Sequence
 from quasar.runtime.speculation import Speculation
 from quasar.runtime.statistics import Statistics
@@ -293,16 +293,7 @@ class Model:
         scorings = [Scoring(check_text(text, self.vocab_size, self.max_length), top) for text in texts]
         if self._turnstile.closed:
             raise QuasarError(CLOSED)
-        try:
-            for one in in_runs(scorings, self.options.sequences):
-                self.scheduler.add(one)
-            self._turnstile.until(lambda: all(one.done for one in scorings))
-        finally:
-            for one in scorings:
-                one.cancel()
-        for error in (one.error for one in scorings if one.error is not None):
-            raise error
-        return [one.logprobs for one in scorings]
+        return score_all(scorings, self.options.sequences, self.scheduler.add, self._turnstile.until)
 
     def prepare_guide(self, guide: Guide | None) -> None:
         """Compile a guide, for `answer`, which else does it; any thread may.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -143,6 +143,30 @@ class Scorer:
                 wanted = max(end - scored, 0)
                 tokens, rows = tokens - (end - begin), rows - wanted
                 yield text, Wanted(text.slot, text.tokens, end, [], wanted)
+
+
+def score_all(
+    texts: Many[Scoring], slots: int, add: Callable[[Scoring], None], until: Callable[[Callable[[], bool]], None]
+) -> list[list[Logprob]]:
+    """Let texts wait for slots, until all are scored.
+
+    Args:
+        add: lets one wait.
+        until: runs steps until something holds.
+
+    Raises:
+        Exception: that went wrong with one of them.
+    """
+    try:
+        for one in in_runs(texts, slots):
+            add(one)
+        until(lambda: all(one.done for one in texts))
+    finally:
+        for one in texts:
+            one.cancel()
+    for error in (one.error for one in texts if one.error is not None):
+        raise error
+    return [one.logprobs for one in texts]
 
 
 def in_runs(texts: Many[Scoring], slots: int) -> list[Scoring]:

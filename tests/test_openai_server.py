@@ -154,7 +154,8 @@ def test_tokens_do_not_depend_on_speculation(server: Served, model: Model, how: 
 
 
 def test_a_stream_says_who_drafted_each_token(server: Served) -> None:
-    asked = {"messages": MESSAGES, "max_tokens": 40, "stream": True, "speculation": {"chain": "int4 > int8", "statistics": True}}
+    how = {"chain": "int4 > int8", "draft_length": 3, "statistics": True}
+    asked = {"messages": MESSAGES, "max_tokens": 40, "stream": True, "speculation": how}
     with server.http.stream("POST", "/v1/chat/completions", json=asked) as response:
         said = [json.loads(data) for data in events(response) if data != "[DONE]"]
     drafted = [one["speculation"] for one in said if "speculation" in one and "tokens" in one["speculation"]]

@@ -41,7 +41,7 @@ def test_answers_are_the_same_whatever_drafts_for_them(model: Model, demo_bundle
     assert [one.ids for one in done] == wanted
     assert max(passes) == len(PROMPTS)
     assert (done[0].statistics.proposed, done[0].statistics.rounds) == (0, 39)
-    assert [level.engine for level in done[4].statistics.levels] == ["int8"]
+    assert [level.engine for level in done[4].statistics.levels] == ["int4", "int8"]
     fixed = done[1].statistics.levels[-1]
     assert len(fixed.proposed_per_position) == 4
 

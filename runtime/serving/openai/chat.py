@@ -13,6 +13,8 @@ from quasar.runtime.model import Model
 from quasar.runtime.serving.openai.asked import COMMON, MOST_CHOICES, Asked, sampling, several, speculation, stream_options
 from quasar.runtime.serving.openai.body import Body
 from quasar.runtime.serving.openai.conversation import Conversation, read_messages, read_tools
+from quasar.runtime.serving.openai.form import FIELDS as FORMS
+from quasar.runtime.serving.openai.form import demanded_call, read_form
 from quasar.runtime.serving.openai.reply import Reply, report, usage
 from quasar.runtime.serving.openai.split import Delta
 from quasar.runtime.serving.openai.words import Words
@@ -21,7 +23,7 @@ from quasar.runtime.serving.request import Order, Part
 MOST_LOGPROBS = 20
 FIELDS = (
     *COMMON, "messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "tools", "tool_choice",
-    "response_format", "chat_template_kwargs", "parallel_tool_calls",
+    "chat_template_kwargs", "parallel_tool_calls", *FORMS,
 )  # fmt: skip
 
 
@@ -48,15 +50,17 @@ def read_chat(values: dict[str, Any], model: Model) -> ChatAsked:
     body.check_names(FIELDS)
     body.only("modalities", ["text"], instead="this model writes text; leave it out")
     body.only("functions", [], instead="it was replaced by tools; give those")
+    tools = read_tools(body)
     conversation = Conversation.of(
-        model, read_messages(body, "messages"), read_tools(body), body.mapping("chat_template_kwargs"), "messages"
+        model, read_messages(body, "messages"), tools, body.mapping("chat_template_kwargs"), "messages"
     )
+    form = demanded_call(body, tools, model, conversation.after) or read_form(body, model, conversation.after)
     logprobs = body.flag("logprobs")
     top = body.integer("top_logprobs", 0, 0, MOST_LOGPROBS)
     if top and not logprobs:
         body.refuse("top_logprobs", "it goes with logprobs: true")
     limit = body.integer("max_completion_tokens", body.integer("max_tokens", model.max_length, 1), 1)
-    params = sampling(body, model, max_new_tokens=limit, logprobs=top if logprobs else None)
+    params = sampling(body, model, max_new_tokens=limit, logprobs=top if logprobs else None, guide=form)
     choices = body.integer("n", 1, 1, MOST_CHOICES)
     how, statistics = speculation(body, model)
     stream, with_usage = stream_options(body)

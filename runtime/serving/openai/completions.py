@@ -16,6 +16,8 @@ from quasar.runtime.scoring import Text
 from quasar.runtime.serving.openai.asked import COMMON, MOST_CHOICES, Asked, sampling, several, speculation, stream_options
 from quasar.runtime.serving.openai.body import Body
 from quasar.runtime.serving.openai.errors import RequestError
+from quasar.runtime.serving.openai.form import FIELDS as FORMS
+from quasar.runtime.serving.openai.form import read_form
 from quasar.runtime.serving.openai.reply import Reply, report, usage
 from quasar.runtime.serving.openai.split import Splitter
 from quasar.runtime.serving.openai.words import Words
@@ -24,7 +26,7 @@ from quasar.runtime.serving.request import Order, Part
 USUAL_TOKENS = 16
 MOST_LOGPROBS = 20
 MOST_PROMPTS = 256
-FIELDS = (*COMMON, "prompt", "max_tokens", "logprobs", "echo", "suffix", "best_of")
+FIELDS = (*COMMON, "prompt", "max_tokens", "logprobs", "echo", "suffix", "best_of", *FORMS)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def read_completion(values: dict[str, Any], model: Model) -> CompletionAsked:
     limit = body.integer("max_tokens", USUAL_TOKENS, 0)
     if not limit and (stream or not echo):
         body.refuse("max_tokens", "0 goes with echo: true and no stream")
-    params = sampling(body, model, max_new_tokens=max(limit, 1), logprobs=logprobs)
+    params = sampling(body, model, max_new_tokens=max(limit, 1), logprobs=logprobs, guide=read_form(body, model, ""))
     how, statistics = speculation(body, model)
     scored = _score(model, prompts, logprobs) if echo and logprobs is not None else [[] for _ in prompts]
     asked = [(prompt, one) for prompt in prompts for one in several(params, choices)] if limit else []

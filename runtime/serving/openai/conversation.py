@@ -64,6 +64,11 @@ class Conversation:
         names = tuple(tool["function"]["name"] for tool in tools)
         return cls(prompt, names, thinks, thinks and end.endswith(THINK))
 
+    @property
+    def after(self) -> str:
+        """Text that comes before a form that is asked for: the end of reasoning that the prompt has begun."""
+        return THOUGHT if self.thinking else ""
+
     def splitter(self) -> Splitter:
         """For one answer."""
         return Splitter(self.thinks, self.thinking, self.functions)
@@ -130,7 +135,7 @@ def read_tools(body: Body) -> list[dict[str, Any]]:
     """The functions that may be called; none where `tool_choice` says so.
 
     Raises:
-        RequestError: one has no name, or a call is demanded.
+        RequestError: one has no name.
     """
     tools = body.objects("tools")
     for i, tool in enumerate(tools):
@@ -141,5 +146,4 @@ def read_tools(body: Body) -> list[dict[str, Any]]:
             or not isinstance(function.get("name"), str)
         ):
             body.refuse(f"tools[{i}]", 'give {"type": "function", "function": {"name": ..., "parameters": {...}}}')
-    body.only("tool_choice", "auto", "none", instead="a call cannot be demanded here; give auto or none")
     return [] if body.get("tool_choice") == "none" else tools

@@ -12,6 +12,7 @@ from quasar.runtime.model import Model
 from quasar.runtime.serving.openai.asked import Asked, sampling, speculation
 from quasar.runtime.serving.openai.body import Body
 from quasar.runtime.serving.openai.conversation import Conversation, text_of
+from quasar.runtime.serving.openai.form import demanded_call
 from quasar.runtime.serving.openai.reply import Reply, report
 from quasar.runtime.serving.openai.split import Delta
 from quasar.runtime.serving.openai.tools import Call
@@ -42,10 +43,12 @@ def read_request(values: dict[str, Any], model: Model) -> MessagesAsked:
     body.check_names(FIELDS)
     if not body.has("max_tokens"):
         body.refuse("max_tokens", "give the most tokens of the answer")
-    conversation = Conversation.of(model, _messages(body), _tools(body), _options(body), "messages")
+    tools = _tools(body)
+    conversation = Conversation.of(model, _messages(body), tools, _options(body), "messages")
     stops = body.texts("stop_sequences", 16)
     limit = body.integer("max_tokens", None, 1)
-    params = sampling(body, model, max_new_tokens=limit, stop=stops or None)
+    form = demanded_call(_choice(body), tools, model, conversation.after)
+    params = sampling(body, model, max_new_tokens=limit, stop=stops or None, guide=form)
     how, statistics = speculation(body, model)
     stream = body.flag("stream")
     order = Order(conversation.prompt, params, stream=stream, speculation=how)
@@ -70,9 +73,14 @@ def _tools(body: Body) -> list[dict[str, Any]]:
             one.refuse("name", "give one")
         function = {"name": name, "description": one.text("description"), "parameters": one.mapping("input_schema") or {}}
         found.append({"type": "function", "function": function})
-    choice = Body(body.mapping("tool_choice") or {}, "tool_choice.")
-    choice.only("type", "auto", "none", instead="a call cannot be demanded here; give auto or none")
-    return [] if choice.get("type") == "none" else found
+    return [] if (body.mapping("tool_choice") or {}).get("type") == "none" else found
+
+
+def _choice(body: Body) -> Body:
+    """`tool_choice`, as OpenAI writes it."""
+    choice = body.mapping("tool_choice") or {}
+    kinds: dict[Any, Any] = {"any": "required", "tool": {"name": choice.get("name")}}
+    return Body({"tool_choice": kinds.get(choice.get("type"), choice.get("type"))})
 
 
 def _messages(body: Body) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from quasar.runtime.model import Model
 from quasar.runtime.serving.openai.asked import Asked, sampling, speculation
 from quasar.runtime.serving.openai.body import Body
 from quasar.runtime.serving.openai.conversation import Conversation, read_messages, text_of
+from quasar.runtime.serving.openai.form import demanded_call, read_form
 from quasar.runtime.serving.openai.reply import Reply, report, usage
 from quasar.runtime.serving.openai.split import Delta
 from quasar.runtime.serving.openai.tools import Call
@@ -43,9 +44,12 @@ def read_request(values: dict[str, Any], model: Model) -> ResponsesAsked:
     for name in ("previous_response_id", "conversation"):
         body.only(name, instead="nothing is stored here; send the whole conversation as input")
     body.only("background", False, instead="answers are not kept; leave it out")
-    conversation = Conversation.of(model, _messages(body), _tools(body), body.mapping("chat_template_kwargs"), "input")
+    tools = _tools(body)
+    conversation = Conversation.of(model, _messages(body), tools, body.mapping("chat_template_kwargs"), "input")
     limit = body.integer("max_output_tokens", model.max_length, 1)
-    params = sampling(body, model, max_new_tokens=limit)
+    text = Body(body.mapping("text") or {}, "text.")
+    form = demanded_call(body, tools, model, conversation.after) or read_form(text, model, conversation.after, "format")
+    params = sampling(body, model, max_new_tokens=limit, guide=form)
     how, statistics = speculation(body, model)
     stream = body.flag("stream")
     order = Order(conversation.prompt, params, stream=stream, speculation=how)
@@ -85,7 +89,6 @@ def _tools(body: Body) -> list[dict[str, Any]]:
             one.refuse("name", "give one")
         names = ("name", "description", "parameters")
         found.append({"type": "function", "function": {name: tool[name] for name in names if one.has(name)}})
-    body.only("tool_choice", "auto", "none", instead="a call cannot be demanded here; give auto or none")
     return [] if body.get("tool_choice") == "none" else found
 
 
