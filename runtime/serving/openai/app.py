@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from quasar.engines.errors import QuasarError, UsageError, first_line
@@ -24,7 +24,7 @@ from quasar.runtime.serving.openai.asked import Asked
 from quasar.runtime.serving.openai.body import read_object
 from quasar.runtime.serving.openai.errors import RequestError
 from quasar.runtime.serving.openai.service import Service
-from quasar.runtime.serving.openai.stream import GONE, Api, collect, events, unless_gone
+from quasar.runtime.serving.openai.stream import GONE, Api, EventStream, collect, unless_gone
 
 METRICS = "text/plain; version=0.0.4"
 
@@ -95,9 +95,7 @@ def _answering(service: Service, api: Api) -> Handler:
         answers = Answers(service.worker, asked.orders)
         writer = api.writer(asked, service.words, service.options.name)
         if asked.stream:
-            said = events(answers, writer, api, service.options.keep_alive)
-            headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            return StreamingResponse(said, media_type="text/event-stream", headers=headers)
+            return EventStream(answers, writer, api, service.options.keep_alive)
         with answers:
             return await unless_gone(request, collect(answers, writer))
 

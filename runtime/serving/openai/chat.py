@@ -10,9 +10,9 @@ from typing import Any
 
 from quasar.runtime.answer import Logprob
 from quasar.runtime.model import Model
-from quasar.runtime.serving.openai.asked import COMMON, MOST_CHOICES, Asked, sampling, several, speculation, stream_options
+from quasar.runtime.serving.openai.asked import COMMON, MOST_CHOICES, sampling, several, speculation, stream_options
 from quasar.runtime.serving.openai.body import Body
-from quasar.runtime.serving.openai.conversation import Conversation, read_messages, read_tools
+from quasar.runtime.serving.openai.conversation import Conversation, Talk, read_messages, read_tools
 from quasar.runtime.serving.openai.form import FIELDS as FORMS
 from quasar.runtime.serving.openai.form import demanded_call, read_form
 from quasar.runtime.serving.openai.reply import Reply, report, usage
@@ -28,15 +28,13 @@ FIELDS = (
 
 
 @dataclass(frozen=True)
-class ChatAsked(Asked):
+class ChatAsked(Talk):
     """A chat request.
 
     Attributes:
-        conversation: what is answered.
         logprobs: whether they are wanted.
     """
 
-    conversation: Conversation
     logprobs: bool
 
 

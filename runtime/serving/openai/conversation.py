@@ -10,6 +10,7 @@ from typing import Any
 from quasar.engines.errors import UsageError
 from quasar.runtime.model import Model
 from quasar.runtime.prompt import ReadPrompt
+from quasar.runtime.serving.openai.asked import Asked
 from quasar.runtime.serving.openai.body import Body
 from quasar.runtime.serving.openai.errors import RequestError
 from quasar.runtime.serving.openai.split import THINK, THOUGHT, Splitter
@@ -72,6 +73,13 @@ class Conversation:
     def splitter(self) -> Splitter:
         """For one answer."""
         return Splitter(self.thinks, self.thinking, self.functions)
+
+
+@dataclass(frozen=True)
+class Talk(Asked):
+    """A request for the next message of a conversation, see `Asked`."""
+
+    conversation: Conversation
 
 
 def read_messages(body: Body, name: str) -> list[dict[str, Any]]:

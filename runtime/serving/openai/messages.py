@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from quasar.runtime.model import Model
-from quasar.runtime.serving.openai.asked import Asked, sampling, speculation
+from quasar.runtime.serving.openai.asked import sampling, speculation
 from quasar.runtime.serving.openai.body import Body
-from quasar.runtime.serving.openai.conversation import Conversation, text_of
+from quasar.runtime.serving.openai.conversation import Conversation, Talk, text_of
 from quasar.runtime.serving.openai.form import demanded_call
 from quasar.runtime.serving.openai.reply import Reply, report
 from quasar.runtime.serving.openai.split import Delta
@@ -26,14 +25,7 @@ FIELDS = (
 REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
-@dataclass(frozen=True)
-class MessagesAsked(Asked):
-    """A request, see `Asked`."""
-
-    conversation: Conversation
-
-
-def read_request(values: dict[str, Any], model: Model) -> MessagesAsked:
+def read_request(values: dict[str, Any], model: Model) -> Talk:
     """Understand a request.
 
     Raises:
@@ -52,7 +44,7 @@ def read_request(values: dict[str, Any], model: Model) -> MessagesAsked:
     how, statistics = speculation(body, model)
     stream = body.flag("stream")
     order = Order(conversation.prompt, params, stream=stream, speculation=how)
-    return MessagesAsked([order], 1, stream, True, statistics, body.text("model"), conversation)
+    return Talk([order], 1, stream, True, statistics, body.text("model"), conversation)
 
 
 def _options(body: Body) -> dict[str, Any] | None:
@@ -125,7 +117,7 @@ def _message(message: Body) -> list[dict[str, Any]]:
 class MessagesAnswer:
     """Writes a message, whole or as events."""
 
-    def __init__(self, asked: MessagesAsked, words: Words, name: str) -> None:
+    def __init__(self, asked: Talk, words: Words, name: str) -> None:
         self._asked = asked
         self._id = f"msg_{uuid.uuid4().hex}"
         self._model = asked.model or name

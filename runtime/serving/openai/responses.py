@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from quasar.runtime.model import Model
-from quasar.runtime.serving.openai.asked import Asked, sampling, speculation
+from quasar.runtime.serving.openai.asked import sampling, speculation
 from quasar.runtime.serving.openai.body import Body
-from quasar.runtime.serving.openai.conversation import Conversation, read_messages, text_of
+from quasar.runtime.serving.openai.conversation import Conversation, Talk, read_messages, text_of
 from quasar.runtime.serving.openai.form import demanded_call, read_form
 from quasar.runtime.serving.openai.reply import Reply, report, usage
 from quasar.runtime.serving.openai.split import Delta
@@ -26,14 +25,7 @@ FIELDS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class ResponsesAsked(Asked):
-    """A request, see `Asked`."""
-
-    conversation: Conversation
-
-
-def read_request(values: dict[str, Any], model: Model) -> ResponsesAsked:
+def read_request(values: dict[str, Any], model: Model) -> Talk:
     """Understand a request.
 
     Raises:
@@ -53,7 +45,7 @@ def read_request(values: dict[str, Any], model: Model) -> ResponsesAsked:
     how, statistics = speculation(body, model)
     stream = body.flag("stream")
     order = Order(conversation.prompt, params, stream=stream, speculation=how)
-    return ResponsesAsked([order], 1, stream, True, statistics, body.text("model"), conversation)
+    return Talk([order], 1, stream, True, statistics, body.text("model"), conversation)
 
 
 def _messages(body: Body) -> list[dict[str, Any]]:
@@ -95,7 +87,7 @@ def _tools(body: Body) -> list[dict[str, Any]]:
 class ResponsesAnswer:
     """Writes a response, whole or as events."""
 
-    def __init__(self, asked: ResponsesAsked, words: Words, name: str) -> None:
+    def __init__(self, asked: Talk, words: Words, name: str) -> None:
         self._asked = asked
         self._reply = Reply(asked.conversation.splitter())
         self.replies = [self._reply]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from quasar.runtime.model import Model
 from quasar.runtime.serving.openai.answers import Answers
@@ -80,28 +81,44 @@ async def _left(request: Request) -> None:
         pass
 
 
-async def events(answers: Answers, writer: Writer, api: Api, patience: float) -> AsyncIterator[bytes]:
-    """Server-sent events; comments where there is nothing to say for long."""
-    with answers:
-        parts = aiter(answers)
-        following = asyncio.ensure_future(anext(parts))
-        try:
-            while True:
-                done, _ = await asyncio.wait({following}, timeout=patience)
-                if not done:
-                    yield KEEP_ALIVE
-                    continue
-                number, part = following.result()
-                following = asyncio.ensure_future(anext(parts))
-                if said := b"".join(_event(event, api) for event in writer.take(number, part)):
-                    yield said
-        except StopAsyncIteration:
-            yield b"".join(_event(event, api) for event in writer.end()) + (b"" if api.named else DONE)
-        except RequestError as error:
-            body = error.anthropic() if api.named else error.body()
-            yield _event({"type": "error", **body} if api.named else body, api) + (b"" if api.named else DONE)
-        finally:
-            following.cancel()
+class EventStream(StreamingResponse):
+    """Answers as server-sent events, which are given up when the client goes away, even before the first of them.
+
+    Args:
+        patience: seconds without an event after which a comment says that the server is there.
+    """
+
+    def __init__(self, answers: Answers, writer: Writer, api: Api, patience: float) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(_events(answers, writer, api, patience), media_type="text/event-stream", headers=headers)
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        with self._answers:
+            await super().__call__(scope, receive, send)
+
+
+async def _events(answers: Answers, writer: Writer, api: Api, patience: float) -> AsyncIterator[bytes]:
+    parts = aiter(answers)
+    following = asyncio.ensure_future(anext(parts))
+    try:
+        while True:
+            done, _ = await asyncio.wait({following}, timeout=patience)
+            if not done:
+                yield KEEP_ALIVE
+                continue
+            number, part = following.result()
+            following = asyncio.ensure_future(anext(parts))
+            if said := b"".join(_event(event, api) for event in writer.take(number, part)):
+                yield said
+    except StopAsyncIteration:
+        yield b"".join(_event(event, api) for event in writer.end()) + (b"" if api.named else DONE)
+    except RequestError as error:
+        body = error.anthropic() if api.named else error.body()
+        yield _event({"type": "error", **body} if api.named else body, api) + (b"" if api.named else DONE)
+    finally:
+        following.cancel()
 
 
 def _event(event: dict[str, Any], api: Api) -> bytes:
