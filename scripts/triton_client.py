@@ -22,9 +22,13 @@ KINDS = {
     "top_k": "INT32",
     "seed": "UINT64",
     "token_ids": "INT64",
-    **dict.fromkeys(("text_input", "messages", "stop_words", "guided_decoding_guide_type", "guided_decoding_guide"), "BYTES"),
+    **dict.fromkeys(
+        ("text_input", "messages", "stop_words", "guided_decoding_guide_type", "guided_decoding_guide", "guided_decoding_after"),
+        "BYTES",
+    ),
     **dict.fromkeys(("stream", "ignore_eos", "exclude_input_in_output", "return_num_input_tokens"), "BOOL"),
     "return_num_output_tokens": "BOOL",
+    "guided_decoding_after": "BYTES",
 }
 
 

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDS = ("nvidia-pytriton==0.7.0", "numpy<2", f"{ROOT}[cpu]")
+NEEDS = ("nvidia-pytriton==0.7.0", "numpy<2", f"{ROOT}[cpu,guided]")
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 START_SECONDS, STOP_SECONDS = 120, 20
 

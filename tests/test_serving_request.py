@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from quasar.engines.errors import UsageError
-from quasar.runtime import Model, SamplingParams, load
+from quasar.runtime import Guide, Model, SamplingParams, load
 from quasar.runtime.chat_template import ChatTemplates
 from quasar.runtime.model_options import ModelOptions, options_from_strings
 from quasar.runtime.serving.limits import queue_limit_of
@@ -109,6 +109,23 @@ def test_the_prompt_is_put_before_the_answer_where_asked_for(model: Model) -> No
     assert read_request(model, {"token_ids": np.array([ids]), **echo}).echo == model.tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize(
+    ("kind", "guide", "meant"),
+    [
+        ("json", "", Guide.json_object()),
+        ("json_schema", '{"type": "array"}', Guide.json_schema({"type": "array"})),
+        ("regex", "[a-z]+", Guide.regex("[a-z]+")),
+        ("ebnf_grammar", "root ::= [0-9]+", Guide.lark("root ::= [0-9]+")),
+        ("lark", "start: /a/", Guide.lark("start: /a/")),
+    ],
+)
+def test_forms_arrive_under_the_names_that_clients_know(model: Model, kind: str, guide: str, meant: Guide) -> None:
+    tensors = {"guided_decoding_guide_type": text(kind), **({"guided_decoding_guide": text(guide)} if guide else {})}
+    assert read(model, **tensors).params.guide == meant
+    later = read(model, **tensors, guided_decoding_after=text("</think>")).params.guide
+    assert later == replace(meant, after="</think>")
+
+
 def test_one_empty_stop_word_is_none(model: Model) -> None:
     assert read(model, stop_words=text("")).params.stop == ()
     with pytest.raises(UsageError, match="stop_words holds an empty string"):
@@ -129,7 +146,15 @@ def test_one_empty_stop_word_is_none(model: Model) -> None:
         ({"text_input": np.array([[b"\xff"]], dtype=np.object_)}, "text_input is not UTF-8 at byte 0"),
         ({"text_input": text("")}, "text_input: the prompt is empty"),
         ({"messages": text("[]")}, "text_input and messages given"),
-        ({"guided_decoding_guide_type": text("json_schema"), "guided_decoding_guide": text("{}")}, "guided decoding"),
+        (
+            {"guided_decoding_guide_type": text("xml")},
+            "guided_decoding_guide_type is 'xml'; give one of json, ",
+        ),
+        ({"guided_decoding_guide_type": text("regex")}, "guided_decoding_guide: regex: it is empty"),
+        ({"guided_decoding_guide_type": text("json"), "guided_decoding_guide": text("{}")}, "json_object: it takes no text"),
+        ({"guided_decoding_guide_type": text("regex"), "guided_decoding_guide": text("(")}, "regex: unclosed group"),
+        ({"guided_decoding_guide": text("{}")}, "guided_decoding_guide given without guided_decoding_guide_type"),
+        ({"guided_decoding_after": text("</think>")}, "guided_decoding_after given without guided_decoding_guide_type"),
     ],
 )
 def test_bad_values_are_named(model: Model, tensors: dict[str, Any], message: str) -> None:

@@ -122,8 +122,8 @@ def test_tokens_are_those_of_the_last_engine_under_the_same_masks(
     for length in (1, 2, 3, 4, 5, 6, None):
         done = model.generate(PROMPT, params, speculation=Speculation(chain, length))
         assert (done.ids, done.text, done.finish_reason) == (alone.ids, alone.text, alone.finish_reason), length
-    if guide.kind == "json_schema":
-        assert done.statistics.drafted_by["grammar"] > len(alone.ids) / 3
+        if guide.kind == "json_schema" and length == 6:
+            assert done.statistics.drafted_by["grammar"] > len(alone.ids) / 3
 
 
 @pytest.mark.parametrize("guide", GUIDES[:3], ids=NAMES[:3])
@@ -168,7 +168,7 @@ def test_forms_and_free_answers_share_passes(exact: Model) -> None:
     passes, score = [], model.engines["int8"].score
     model.engines["int8"].score = lambda feeds: passes.append(len(feeds)) or score(feeds)  # type: ignore[method-assign, func-returns-value]
     try:
-        begun = [model.stream(PROMPT, params) for params in asked]
+        begun = [model.stream(PROMPT, params, speculation=Speculation(draft_length=6)) for params in asked]
         done = [one.finish() for one in begun]
     finally:
         model.engines["int8"].score = score  # type: ignore[method-assign]
@@ -181,8 +181,7 @@ def test_forms_and_free_answers_share_passes(exact: Model) -> None:
 def test_what_is_forced_costs_no_pass_of_any_engine(demo_bundle: Path) -> None:
     params = replace(GREEDY, guide=GUIDES[0])
     with load(demo_bundle, chain="int8") as model:
-        model.generate(PROMPT, replace(params, guide=None, max_new_tokens=20))  # so that passes were timed
-        done = model.generate(PROMPT, params)
+        done = model.generate(PROMPT, params, speculation=Speculation(draft_length=8))
         alone = model.generate(PROMPT, params, speculation=ALONE)
     assert done.statistics.rounds < len(done.ids) / 2
     assert alone.statistics.rounds == len(alone.ids) - 1
@@ -220,7 +219,7 @@ def test_the_form_holds_where_reasoning_ends_inside_a_draft(request: pytest.Fixt
         for length in (*range(1, 9), None):
             done = model.generate(prompt, params, speculation=Speculation(chain, length))
             assert done.ids == alone.ids, (chain, length)
-            assert {*done.statistics.drafted_by} > {"grammar"}  # the text before, too
+            assert length is None or {*done.statistics.drafted_by} > {"grammar"}  # the text before, too
 
 
 def test_without_the_marker_nothing_ends_early(exact: Model) -> None:

@@ -27,7 +27,7 @@ import tritonclient.grpc as triton_grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from quasar.runtime import Model, SamplingParams, load
+from quasar.runtime import Guide, Model, SamplingParams, load
 from quasar.runtime.serving.triton.cli import main as triton_main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
@@ -285,9 +285,15 @@ def test_the_tensors_of_the_openai_frontend(server: TritonServer, library: Model
     assert outputs["num_output_tokens"] == ("INT32", [1, 1], struct.pack("<i", len(own.ids)))
 
 
-def test_guided_decoding_is_refused_in_words(client: Client) -> None:
-    with pytest.raises(InferenceServerException, match="guided decoding is not supported"):
-        client.ask(text_input="x", guided_decoding_guide_type="json_schema", guided_decoding_guide="{}")
+def test_an_answer_has_the_form_that_was_asked_for(client: Client, library: Model) -> None:
+    schema = {"type": "object", "properties": {"number_of_rolls": {"enum": [7, 8, 9]}}, "required": ["number_of_rolls"]}
+    schema["additionalProperties"] = False
+    guide = {"guided_decoding_guide_type": "json_schema", "guided_decoding_guide": json.dumps(schema)}
+    answer = client.ask(text_input="A baker has", **guide)
+    assert answer.text == library.generate("A baker has", SamplingParams(guide=Guide.json_schema(schema))).text
+    assert json.loads(answer.text)["number_of_rolls"] in (7, 8, 9)
+    with pytest.raises(InferenceServerException, match="guided_decoding_guide: regex: unclosed group"):
+        client.ask(text_input="x", guided_decoding_guide_type="regex", guided_decoding_guide="(")
 
 
 # ------------------------------------------------------------------------------------------------ errors

@@ -24,7 +24,7 @@ MOST_FORMS = 64
 """Compiled forms that are kept, those that cannot be compiled among them."""
 LIMITS: dict[str, int | bool] = {
     "max_grammar_size": 20_000,
-    "max_lexer_states": 50_000,
+    "max_lexer_states": 20_000,
     "step_lexer_fuel": 100_000,
     "verbose_errors": False,  # they would hold the whole state
 }

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quasar.engines.errors import UsageError
+from quasar.runtime.guided.guide import Guide, Kind
 from quasar.runtime.model import Model
 from quasar.runtime.prompt import ReadPrompt
 from quasar.runtime.sampling import SamplingParams
@@ -26,7 +27,15 @@ CHAT: dict[str, tuple[type, str]] = {
     "chat_template_kwargs": (dict, '{"enable_thinking": false}'),
 }
 """Tensors that hold JSON for the chat template: its type, and an example."""
-GUIDED = ("guided_decoding_guide_type", "guided_decoding_guide")
+GUIDED = ("guided_decoding_guide_type", "guided_decoding_guide", "guided_decoding_after")
+GUIDES: dict[str, Kind] = {
+    "json": "json_object",
+    "json_schema": "json_schema",
+    "regex": "regex",
+    "ebnf_grammar": "lark",
+    "lark": "lark",
+}
+"""Kinds of guides, by the names that TensorRT-LLM has for them, and our own."""
 # the names of sampling options here, and of the tensors that carry them
 SAMPLING = {
     "max_new_tokens": "max_tokens",
@@ -58,7 +67,7 @@ class TritonOrder(Order):
 
 
 def read_request(model: Model, tensors: Tensors, parameters: Mapping[str, Any] | None = None) -> TritonOrder:
-    """Check a request and turn its prompt into tokens. Touches no engine, so any thread may do it at any time.
+    """Check a request, turn its prompt into tokens and compile its guide. Touches no engine, so any thread may do it at any time.
 
     Args:
         tensors: by name, each [1, N] or [N]: numbers, booleans, or strings as UTF-8 bytes.
@@ -71,8 +80,6 @@ def read_request(model: Model, tensors: Tensors, parameters: Mapping[str, Any] |
         if not name.startswith(OWN) and name != REQUEST_ID:
             raise UsageError(f"{name}: no input of this model has this name; it has {', '.join(spec.name for spec in INPUTS)}")
     values = {spec.name: _values(spec, tensors[spec.name]) for spec in INPUTS if spec.name in tensors}
-    if any(name in values for name in GUIDED):
-        raise UsageError(f"{GUIDED[0]}: guided decoding is not supported; leave out forced tools and response formats")
     prompt = _read_prompt(model, values)
     return TritonOrder(
         prompt=prompt,
@@ -149,10 +156,26 @@ def _sampling(model: Model, values: Mapping[str, list[Any]]) -> SamplingParams:
     given = {option: values[tensor][0] for option, tensor in SAMPLING.items() if tensor in values}
     # clients of TensorRT-LLM send one empty string where they have no stop words
     stop = () if values.get("stop_words") == [""] else tuple(values.get("stop_words", ()))
+    guide = _guide(model, *(values.get(name, [""])[0] for name in GUIDED))
     try:
-        return model.sampling_params(**given, stop=stop)
+        return model.sampling_params(**given, stop=stop, guide=guide)
     except UsageError as error:
         text = str(error)
         for option, tensor in (("max_new_tokens", "max_tokens"), ("stop holds", "stop_words holds")):
             text = text.replace(option, tensor)
         raise UsageError(text) from None
+
+
+def _guide(model: Model, kind: str, text: str, after: str) -> Guide | None:
+    if not kind:
+        if text or after:
+            raise UsageError(f"{GUIDED[1] if text else GUIDED[2]} given without {GUIDED[0]}; give one of {', '.join(GUIDES)}")
+        return None
+    if kind not in GUIDES:
+        raise UsageError(f"{GUIDED[0]} is {kind!r}; give one of {', '.join(GUIDES)}")
+    try:
+        guide = Guide(GUIDES[kind], text, after)
+        model.prepare_guide(guide)
+    except UsageError as error:
+        raise UsageError(f"{GUIDED[1]}: {error}") from None
+    return guide

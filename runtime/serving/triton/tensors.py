@@ -53,8 +53,9 @@ INPUTS = (
     TensorSpec("exclude_input_in_output", "BOOL", 1, "false puts the prompt's text before the answer (true)"),
     TensorSpec("return_num_input_tokens", "BOOL", 1, "give num_input_tokens (false)"),
     TensorSpec("return_num_output_tokens", "BOOL", 1, "give num_output_tokens (false)"),
-    TensorSpec("guided_decoding_guide_type", "STRING", 1, "sent by the OpenAI frontend for forced tools; refused"),
-    TensorSpec("guided_decoding_guide", "STRING", 1, "the same"),
+    TensorSpec("guided_decoding_guide_type", "STRING", 1, "form: json, json_schema, regex, ebnf_grammar, lark (any)"),
+    TensorSpec("guided_decoding_guide", "STRING", 1, "the schema as JSON, the expression or the grammar; none for json"),
+    TensorSpec("guided_decoding_after", "STRING", 1, "text after which the form begins, such as </think> (none)"),
 )
 
 OUTPUTS = (
