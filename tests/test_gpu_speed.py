@@ -145,7 +145,8 @@ def test_onnx_runtime_on_the_gpu_is_tested_in_a_venv_of_its_own(tmp_path: Path) 
     log, note = tmp_path / "log", '#!/bin/sh\necho "$(basename "$(dirname "$(dirname "$0")")") $(basename "$0") $*" >> "$LOG"\n'
     making = (
         '[ "$2" = venv ] || exit 0\nmkdir -p "$3/bin"\n'
-        'for tool in python pip quasar-export quasar-bench; do cp "$(dirname "$0")/note" "$3/bin/$tool"; done\n'
+        "for tool in python pip quasar-export quasar-generate quasar-inspect quasar-bench; do\n"
+        'cp "$(dirname "$0")/note" "$3/bin/$tool"; done\n'
         'echo "PATH=$PWD/$3/bin:$PATH" > "$3/bin/activate"\n'
     )
     for name, text in {"note": note, "nvidia-smi": "#!/bin/sh\n", "python3": f"#!/bin/sh\n{making}"}.items():
