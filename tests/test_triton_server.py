@@ -45,7 +45,14 @@ QUESTIONS = [
         strict=True,
     )
 ]
-COUNTERS = ("rounds", "proposed_tokens", "accepted_tokens", "generated_tokens", "prompt_tokens", "cached_prompt_tokens")
+COUNTERS = (
+    "rounds",
+    "spec_decode_num_draft_tokens",
+    "spec_decode_num_accepted_tokens",
+    "generation_tokens",
+    "prompt_tokens",
+    "prefix_cache_hits",
+)
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the server's wheel is for Linux")
 
@@ -401,17 +408,21 @@ def test_metrics_count_what_the_answers_say(server: TritonServer, client: Client
     statistics = [answer.statistics for answer in answers]
     expected = {
         "rounds": sum(one["rounds"] for one in statistics),
-        "proposed_tokens": sum(one["proposed"] for one in statistics),
-        "accepted_tokens": sum(one["accepted"] for one in statistics),
-        "generated_tokens": 5 * 64,
+        "spec_decode_num_draft_tokens": sum(one["proposed"] for one in statistics),
+        "spec_decode_num_accepted_tokens": sum(one["accepted"] for one in statistics),
+        "generation_tokens": 5 * 64,
         "prompt_tokens": sum(one["prompt_tokens"] for one in statistics),
-        "cached_prompt_tokens": sum(one["cached_tokens"] for one in statistics),
+        "prefix_cache_hits": sum(one["cached_tokens"] for one in statistics),
         "tokens_per_round": 5,
         "time_to_first_token_seconds": 5,
     }
-    assert expected["accepted_tokens"] > 0
+    assert expected["spec_decode_num_accepted_tokens"] > 0
     assert until(lambda: {name: value - before[name] for name, value in counted(server).items()} == expected), counted(server)
     page = server.metrics()
+    by_position = re.findall(
+        r'^quasar_spec_decode_num_accepted_tokens_per_pos_total{.*model="demo".*} (\S+)$', page, re.MULTILINE
+    )
+    assert sum(map(float, by_position)) == metric(server, "quasar_spec_decode_num_accepted_tokens_total")
     assert "# TYPE quasar_num_requests_waiting gauge" in page
     assert "# TYPE quasar_tokens_per_round histogram" in page
     assert 'quasar_time_to_first_token_seconds_bucket{model="demo",version="1",le="+Inf"}' in page
