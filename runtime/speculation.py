@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from quasar.engines.errors import UsageError
+from quasar.runtime.chain.drafting import LONGEST_DRAFT
 
 OFF = "off"
 """No drafts."""
-MOST_DRAFTED = 32
-"""Tokens of a draft of a fixed length."""
 ADVICE = f"give {OFF!r}, a chain, a number of draft tokens, or an object of both, {{'chain': C, 'draft_length': K}}"
 
 
@@ -34,8 +33,8 @@ class Speculation:
         if self.chain is not None and not isinstance(self.chain, str):
             raise UsageError(f"chain is {self.chain!r}; give text such as 'prompt-lookup > int8'")
         length = self.draft_length
-        if length is not None and (type(length) is not int or not 0 <= length <= MOST_DRAFTED):
-            raise UsageError(f"draft_length is {length!r}; give 0 to {MOST_DRAFTED}, or leave it out for as many as pay")
+        if length is not None and (type(length) is not int or not 0 <= length <= LONGEST_DRAFT):
+            raise UsageError(f"draft_length is {length!r}; give 0 to {LONGEST_DRAFT}, or leave it out for as many as pay")
 
 
 def read_speculation(value: Any) -> Speculation | None:

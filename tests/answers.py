@@ -100,3 +100,16 @@ def hook(verifier: Verifier, before: Callable[[Many[Feed]], None]) -> None:
         return score(feeds)
 
     found.score = hooked  # type: ignore[method-assign]
+
+
+def interrupt_once(verifier: Verifier) -> None:
+    """Let the next pass of the last engine be interrupted."""
+    interrupt = True
+
+    def interrupted(feeds: Many[Feed]) -> None:
+        nonlocal interrupt
+        if interrupt:
+            interrupt = False
+            raise KeyboardInterrupt
+
+    hook(verifier, interrupted)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from answers import Job, add, engine, finish, hook, schedule
+from answers import Job, add, engine, finish, hook, interrupt_once, schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import PROMPT, VOCAB, table, table_chain
@@ -190,15 +190,7 @@ def test_an_interrupted_pass_ends_the_open_texts() -> None:
     scheduler = schedule(verifier, 1)
     text, later = score(scheduler, Text(LONG, 3), Text(LONG, 4))
     scheduler.step()
-    interrupt = True
-
-    def interrupted(feeds: Many[Feed]) -> None:
-        nonlocal interrupt
-        if interrupt:
-            interrupt = False
-            raise KeyboardInterrupt
-
-    hook(verifier, interrupted)
+    interrupt_once(verifier)
     with pytest.raises(KeyboardInterrupt):
         scheduler.step()
     finish(scheduler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Many
 
 import pytest
-from answers import Digits, Job, add, engine, finish, hook, schedule
+from answers import Digits, Job, add, engine, finish, hook, interrupt_once, schedule
 from tables import table_chain
 
 from quasar.engines.engine import Feed
@@ -103,15 +103,7 @@ def test_an_interrupted_round_cancels_the_open_answers_and_the_others_go_on(chai
     answers = add(scheduler, *jobs)
     for _ in range(3):
         scheduler.step()
-    interrupt = True
-
-    def interrupted(feeds: Many[Feed]) -> None:
-        nonlocal interrupt
-        if interrupt:
-            interrupt = False
-            raise KeyboardInterrupt
-
-    hook(verifier, interrupted)
+    interrupt_once(verifier)
     with pytest.raises(KeyboardInterrupt):
         scheduler.step()
     assert [answer.done for answer in answers] == [True, True, False, False]

@@ -15,7 +15,7 @@ from quasar.runtime.prompt import ReadPrompt
 from quasar.runtime.scoring import Text
 from quasar.runtime.serving.openai.asked import COMMON, MOST_CHOICES, Asked, sampling, several, speculation, stream_options
 from quasar.runtime.serving.openai.body import Body
-from quasar.runtime.serving.openai.errors import RequestError
+from quasar.runtime.serving.openai.errors import unread
 from quasar.runtime.serving.openai.form import FIELDS as FORMS
 from quasar.runtime.serving.openai.form import read_form
 from quasar.runtime.serving.openai.reply import Reply, report, usage
@@ -91,8 +91,7 @@ def _read(model: Model, prompt: Any, body: Body) -> ReadPrompt:
     try:
         return model.read(prompt)
     except UsageError as error:
-        code = "context_length_exceeded" if "a context of" in str(error) else None
-        raise RequestError(f"prompt: {error}", param="prompt", code=code) from None
+        raise unread(f"prompt: {error}", "prompt") from None
 
 
 def _score(model: Model, prompts: list[ReadPrompt], top: int) -> list[list[Logprob]]:

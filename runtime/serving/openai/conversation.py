@@ -12,7 +12,7 @@ from quasar.runtime.model import Model
 from quasar.runtime.prompt import ReadPrompt
 from quasar.runtime.serving.openai.asked import Asked
 from quasar.runtime.serving.openai.body import Body
-from quasar.runtime.serving.openai.errors import RequestError
+from quasar.runtime.serving.openai.errors import RequestError, unread
 from quasar.runtime.serving.openai.split import THINK, THOUGHT, Splitter
 
 LOOK_BACK = 8
@@ -57,8 +57,7 @@ class Conversation:
             if tools and prompt.ids == model.read(messages=messages, chat_template_kwargs=options).ids:
                 raise RequestError("tools: the chat template of this model takes none; leave them out", param="tools")
         except UsageError as error:
-            code = "context_length_exceeded" if "a context of" in str(error) else None
-            raise RequestError(str(error), param=param, code=code) from None
+            raise unread(str(error), param) from None
         tokenizer = model.tokenizer
         thinks = tokenizer.token_id(THOUGHT) is not None or tokenizer.templates.mentions(THOUGHT)
         end = tokenizer.decode(prompt.ids[-LOOK_BACK:]).rstrip()

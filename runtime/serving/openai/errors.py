@@ -50,6 +50,11 @@ class RequestError(Exception):
         return {"type": "error", "error": {"type": kind, "message": self.message}}
 
 
+def unread(message: str, param: str) -> RequestError:
+    """A prompt cannot be read; one that is too long has OpenAI's code."""
+    return RequestError(message, param=param, code="context_length_exceeded" if "a context of" in message else None)
+
+
 def failed(message: str, failure: Failure) -> RequestError:
     """What a worker said of an answer."""
     return RequestError(message, STATUS[failure])

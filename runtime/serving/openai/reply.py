@@ -22,7 +22,6 @@ class Reply:
         calls: of functions.
         tokens: how many were generated.
         logprobs: of them, where they were asked for.
-        origins: of them, see `Piece`.
         reason: why it ended; None where it goes on.
         statistics: once it has ended.
     """
@@ -33,7 +32,6 @@ class Reply:
         self.calls: list[Call] = []
         self.ids: list[int] = []
         self.logprobs: list[Logprob] = []
-        self.origins: list[str] = []
         self.reason: str | None = None
         self.statistics: dict[str, Any] = {}
 
@@ -56,7 +54,6 @@ class Reply:
         """What a part adds."""
         self.ids.extend(part.ids)
         self.logprobs.extend(part.logprobs)
-        self.origins.extend(part.origins)
         self.reason = part.finish_reason
         self.statistics = part.statistics or {}
         deltas = self._splitter.push(part.text, last=self.reason is not None)
@@ -87,7 +84,6 @@ def report(reply: Reply) -> dict[str, Any]:
         "rounds", "proposed", "accepted", "acceptance_rate", "tokens_per_round", "tokens_per_second", "queued_seconds",
         "prefill_seconds", "decode_seconds", "engine_seconds", "levels",
     )  # fmt: skip
-    found: dict[str, int] = {}
-    for origin in reply.origins:
-        found[origin] = found.get(origin, 0) + 1
-    return {"tokens_by_origin": found, **{name: reply.statistics.get(name) for name in names}}
+    drafted = reply.statistics.get("drafted_by", {})
+    by_origin = {"": len(reply.ids) - sum(drafted.values()), **drafted}
+    return {"tokens_by_origin": by_origin, **{name: reply.statistics.get(name) for name in names}}
