@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 
+from quasar.engines.errors import UsageError
 from quasar.runtime.answer import Answer, Piece, Result
 from quasar.runtime.statistics import Statistics
 from quasar.runtime.turnstile import Turnstile
@@ -66,3 +67,19 @@ class Generation:
     def result(self) -> Result:
         """The answer so far; `cancelled` where it did not come to its end."""
         return self._answer.result
+
+
+def result_of(begun: Generation | UsageError) -> Result:
+    """The result of one answer among several: what went wrong with it is said by the result.
+
+    Raises:
+        QuasarError: the model was closed.
+    """
+    if isinstance(begun, UsageError):
+        return Result("", [], "error", Statistics(), error=str(begun))
+    try:
+        return begun.finish()
+    except Exception:
+        if begun.error is None:
+            raise
+        return begun.result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -26,11 +27,19 @@ def load(bundle: str | os.PathLike[str], chain: str | None = None, **options: An
         UsageError: no such bundle, chain, engine, provider or option.
         BundleError: what is there is not a whole bundle.
     """
-    unknown = set(options) - {field.name for field in fields(ModelOptions)}
-    if unknown:
-        names = ", ".join(field.name for field in fields(ModelOptions))
-        raise UsageError(f"{', '.join(sorted(unknown))}: no such option; there are {names}")
-    return load_model(bundle, ModelOptions(chain, **options))
+    return load_model(bundle, named_options({"chain": chain} | options))
+
+
+def named_options(options: Mapping[str, Any]) -> ModelOptions:
+    """Options by the names of `ModelOptions`.
+
+    Raises:
+        UsageError: no such option, or a value that has no meaning.
+    """
+    names = [field.name for field in fields(ModelOptions)]
+    if unknown := options.keys() - set(names):
+        raise UsageError(f"{', '.join(sorted(unknown))}: no such option; there are {', '.join(names)}")
+    return ModelOptions(**options)
 
 
 def load_model(bundle: str | os.PathLike[str], options: ModelOptions) -> Model:

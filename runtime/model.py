@@ -19,7 +19,7 @@ from quasar.runtime.chat import Chat, ChatOptions, Message, Tool, is_messages
 from quasar.runtime.defaults import default_params
 from quasar.runtime.engines import EnginePool
 from quasar.runtime.execution import describe_kernels
-from quasar.runtime.generation import Generation
+from quasar.runtime.generation import Generation, result_of
 from quasar.runtime.guided.compiler import Guides
 from quasar.runtime.guided.guide import Guide
 from quasar.runtime.kept_pool import KeptPool, open_pool
@@ -32,7 +32,6 @@ from quasar.runtime.scheduler import Scheduler
 from quasar.runtime.scoring import Scoring, Text, check_text, score_all
 from quasar.runtime.sequence import Sequence
 from quasar.runtime.speculation import Speculation
-from quasar.runtime.statistics import Statistics
 from quasar.runtime.text import TextStream
 from quasar.runtime.tokenizer import Tokenizer
 from quasar.runtime.turnstile import CLOSED, Turnstile
@@ -182,29 +181,16 @@ class Model:
             return self.stream(prompt, params, messages=messages, speculation=speculation, **chat).finish()
         if chat and not all(is_messages(one) for one in prompt):
             raise UsageError(NO_TEMPLATE)
-        return [self._finish(begun) for begun in [self._begin(one, params, speculation, chat) for one in prompt]]
+        return [result_of(begun) for begun in [self._begin(one, params, speculation, chat) for one in prompt]]
 
     def _begin(
         self, prompt: Prompt, params: SamplingParams | None, speculation: Speculation | None, chat: ChatOptions
-    ) -> Generation | Exception:
+    ) -> Generation | UsageError:
         try:
             read = self.read(prompt, **chat)
         except UsageError as error:
             return error
         return self.answer(read, params, speculation)
-
-    @staticmethod
-    def _finish(begun: Generation | Exception) -> Result:
-        """The result; an error is one, too."""
-        error: Exception | None = begun if isinstance(begun, Exception) else None
-        if isinstance(begun, Generation):
-            try:
-                return begun.finish()
-            except QuasarError:
-                if begun.error is None:
-                    raise
-                return begun.result
-        return Result("", [], "error", Statistics(), error=str(error))
 
     def stream(
         self,

@@ -15,6 +15,10 @@ Prompt = str | Sequence[int] | Array | Sequence[Message]
 """Text, token ids (also as an array [N] or [1, N]), or chat messages."""
 
 
+class ContextLengthError(UsageError):
+    """A prompt or text has more tokens than the bundle's context."""
+
+
 @dataclass(frozen=True)
 class ReadPrompt:
     """A prompt as token ids, checked against the vocabulary and the context.

@@ -8,7 +8,7 @@ from typing import Any
 
 from quasar.engines.errors import UsageError
 from quasar.runtime.chat import Chat, Message, Tool, is_messages
-from quasar.runtime.prompt import Prompt, ReadPrompt, prompt_ids
+from quasar.runtime.prompt import ContextLengthError, Prompt, ReadPrompt, prompt_ids
 from quasar.runtime.tokenizer import Tokenizer
 
 NO_TEMPLATE = "tools and chat_template_kwargs go through the chat template; give messages"
@@ -56,7 +56,7 @@ class Reader:
         """The ids that a prompt stands for, checked against the vocabulary and the context."""
         ids = prompt_ids(prompt, self._tokenizer, self._vocab_size)
         if len(ids) >= self._max_length:
-            raise UsageError(
+            raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens and the bundle a context of {self._max_length}, one of them for the answer; "
                 "shorten it, or export with a larger --max-length"
             )

@@ -12,7 +12,7 @@ from quasar.engines.errors import UsageError
 from quasar.runtime.answer import Logprob, logprob_of
 from quasar.runtime.chain.cached import Wanted
 from quasar.runtime.chain.verifier import Verifier
-from quasar.runtime.prompt import token_ids
+from quasar.runtime.prompt import ContextLengthError, token_ids
 from quasar.runtime.sampling import MAX_LOGPROBS
 
 # rows of logits of a pass: with a large vocabulary, each is more than half a megabyte
@@ -185,7 +185,7 @@ def check_text(text: Text, vocab_size: int, max_length: int) -> Text:
     """
     ids = token_ids(text.ids, vocab_size)
     if len(ids) - 1 > max_length:  # the last one is not read
-        raise UsageError(
+        raise ContextLengthError(
             f"the text has {len(ids)} tokens and the bundle a context of {max_length}; shorten it, or export with a larger "
             "--max-length"
         )

@@ -2,8 +2,8 @@
 
     python scripts/serve_speed.py BUNDLE [--chain C] [--max-tokens 64] [--repeat 3]
 
-Each has a model of its own, and they take turns. Greedy, the end token ignored, prompts read anew each time; medians. DRAM
-bandwidth is not read: the figures are ratios.
+Each has a model of its own, and they take turns. Greedy, the end token ignored, prompts read anew each time; medians of pairs,
+with quartiles. DRAM bandwidth is not read: the figures are ratios.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from operator import sub, truediv
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from quasar.runtime import Model, SamplingParams, load
 
 SUBJECTS = ("apples", "rolls", "pens", "stamps", "eggs", "books", "coins", "keys")
 QUESTIONS = [f"A shop has {10 + 7 * i} {name} and sells {3 + i} of them. How many are left?" for i, name in enumerate(SUBJECTS)]
+PAUSE_SECONDS = 0.2
+"""Before each reading: the threads of a pass look for more work for a while, and would take the cores from the other side."""
 
 
 def messages(question: str) -> list[dict[str, str]]:
@@ -96,6 +99,7 @@ def interleaved(repeat: int, *measured: Callable[[], Any]) -> list[list[Any]]:
     found: list[list[Any]] = [[] for _ in measured]
     for number in range(repeat):
         for place in range(len(measured))[:: 1 if number % 2 == 0 else -1]:
+            time.sleep(PAUSE_SECONDS)
             found[place].append(measured[place]())
     return found
 
@@ -117,14 +121,20 @@ def main() -> None:
         loads = interleaved(args.repeat, library.all, server.all)
     finally:
         server.close()
-    first, whole = (statistics.median(column) for column in zip(*singles[0], strict=True))
-    served_first, served_whole = (statistics.median(column) for column in zip(*singles[1], strict=True))
-    together, served_together = (statistics.median(one) for one in loads)
+    first, whole, served_first, served_whole = ([one[place] for one in side] for side in singles for place in range(2))
     print(f"start to /health 200: {server.start_seconds:.2f} s, imports among them")
-    print(f"one client: library {args.max_tokens / whole:.1f} tokens/s, HTTP / library {whole / served_whole:.3f}")
-    print(f"first token: library {1e3 * first:.1f} ms, HTTP - library {1e3 * (served_first - first):.1f} ms")
-    tokens = len(QUESTIONS) * args.max_tokens
-    print(f"eight clients: library {tokens / together:.1f} tokens/s, HTTP / library {together / served_together:.3f}")
+    rate = args.max_tokens / statistics.median(whole)
+    print(f"one client: library {rate:.1f} tokens/s, HTTP / library {paired(whole, served_whole, truediv)}")
+    later = paired([1e3 * one for one in served_first], [1e3 * one for one in first], sub)
+    print(f"first token: library {1e3 * statistics.median(first):.1f} ms, HTTP - library {later} ms")
+    rate = len(QUESTIONS) * args.max_tokens / statistics.median(loads[0])
+    print(f"eight clients: library {rate:.1f} tokens/s, HTTP / library {paired(*loads, truediv)}")
+
+
+def paired(left: list[float], right: list[float], compare: Callable[[float, float], float]) -> str:
+    """The median over readings that followed one another, and its quartiles."""
+    low, middle, high = statistics.quantiles(map(compare, left, right), n=4)
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 if __name__ == "__main__":

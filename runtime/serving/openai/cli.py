@@ -5,27 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
 
-from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.command import EXIT_CODES, run_command
 from quasar.engines.errors import QuasarError, UsageError, first_line
-from quasar.runtime.chain.choice import choose_chain
-from quasar.runtime.loading import load_model
-from quasar.runtime.options import add_model_options, model_options
-from quasar.runtime.serving.limits import MOST_SERVED, usual_sequences
 from quasar.runtime.serving.openai.app import make_app
-from quasar.runtime.serving.openai.service import MEBIBYTE, Service, ServiceOptions
+from quasar.runtime.serving.openai.service import Service
+from quasar.runtime.serving.openai.settings import add_settings, read_settings
 
-KEY_VARIABLE = "QUASAR_API_KEY"
 POLL_SECONDS = 0.05
 
 
@@ -36,39 +28,11 @@ def parser() -> argparse.ArgumentParser:
         description="Serve a bundle over HTTP: APIs of OpenAI and Anthropic, metrics, and a page to chat.",
         epilog=EXIT_CODES,
     )
-    p.add_argument("bundle", metavar="BUNDLE", type=Path, help="directory that quasar-export wrote")
     p.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: 127.0.0.1)")
     p.add_argument("--port", type=int, default=8000, metavar="P", help="0 takes a free one (default: 8000)")
-    p.add_argument("--served-model-name", metavar="NAME", help="of the model (default: the bundle's directory)")
-    p.add_argument("--strict-model", action="store_true", help="refuse requests for models of other names")
-    p.add_argument(
-        *("--api-key",), action="append", default=[], metavar="K",
-        help=f"clients must send it; may be repeated (default: the variable {KEY_VARIABLE}, else none is needed)",
-    )  # fmt: skip
-    p.add_argument(
-        *("--sequences",), type=int, metavar="N",
-        help="answers that share passes; further requests wait (default: as many as the bundle was exported for, "
-        f"{MOST_SERVED} at the most)",
-    )  # fmt: skip
-    usual = ServiceOptions("")
-    p.add_argument(
-        *("--max-queue",), type=int, default=usual.queue_limit, metavar="N",
-        help=f"requests that may wait; those beyond get 503 (default: {usual.queue_limit})",
-    )  # fmt: skip
-    p.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="the most tokens of an answer (default: what the context holds)"
-    )
-    p.add_argument(
-        *("--max-body",), type=int, default=usual.body_limit // MEBIBYTE, metavar="MIB",
-        help=f"the largest request, in MiB (default: {usual.body_limit // MEBIBYTE})",
-    )  # fmt: skip
-    p.add_argument(
-        *("--cors-origin",), action="append", default=[], metavar="ORIGIN",
-        help="let pages from there ask, from a browser; * for all; may be repeated (default: none)",
-    )  # fmt: skip
     p.add_argument("--drain-seconds", type=float, default=30.0, metavar="S", help="for open answers when it ends (default: 30)")
     p.add_argument("--access-log", action="store_true", help="a line for every request")
-    add_model_options(p, "sequences")
+    add_settings(p)
     return p
 
 
@@ -136,33 +100,12 @@ def _describe(service: Service) -> str:
 
 def _run(argv: Sequence[str] | None) -> int:
     args = parser().parse_args(argv)
-    for name, least in (("max_queue", 0), ("max_body", 1), ("port", 0)):
-        if getattr(args, name) < least:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(args, name)}: give {least} or more")
-    if args.max_new_tokens is not None and args.max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens {args.max_new_tokens}: give 1 or more")
-    options = model_options(args, sequences=1 if args.sequences is None else args.sequences)
-    bundle = open_bundle(args.bundle)
-    choose_chain(bundle, options.chain)
-    if args.sequences is None:
-        options = replace(options, sequences=usual_sequences(bundle, options))
-    variable = os.environ.get(KEY_VARIABLE)
-    keys = tuple(args.api_key) or ((variable,) if variable else ())
-    if not all(keys):
-        raise UsageError("--api-key: it is empty; give one, or leave it out")
-    service = Service(
-        lambda: load_model(args.bundle, options),
-        ServiceOptions(
-            name=args.bundle.resolve().name if args.served_model_name is None else args.served_model_name,
-            keys=keys,
-            strict_model=args.strict_model,
-            queue_limit=args.max_queue,
-            most_tokens=args.max_new_tokens,
-            body_limit=args.max_body * MEBIBYTE,
-        ),
-    )
+    if args.port < 0:
+        raise UsageError(f"--port {args.port}: give 0 or more")
+    settings = read_settings(args)
+    service = settings.service()
     config = uvicorn.Config(
-        make_app(service, tuple(args.cors_origin)),
+        make_app(service, settings.origins),
         host=args.host,
         port=args.port,
         log_level="info" if args.access_log else "warning",

@@ -91,7 +91,7 @@ def _read(model: Model, prompt: Any, body: Body) -> ReadPrompt:
     try:
         return model.read(prompt)
     except UsageError as error:
-        raise unread(f"prompt: {error}", "prompt") from None
+        raise unread(error, "prompt") from None
 
 
 def _score(model: Model, prompts: list[ReadPrompt], top: int) -> list[list[Logprob]]:

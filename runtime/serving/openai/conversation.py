@@ -57,7 +57,7 @@ class Conversation:
             if tools and prompt.ids == model.read(messages=messages, chat_template_kwargs=options).ids:
                 raise RequestError("tools: the chat template of this model takes none; leave them out", param="tools")
         except UsageError as error:
-            raise unread(str(error), param) from None
+            raise unread(error, param) from None
         tokenizer = model.tokenizer
         thinks = tokenizer.token_id(THOUGHT) is not None or tokenizer.templates.mentions(THOUGHT)
         end = tokenizer.decode(prompt.ids[-LOOK_BACK:]).rstrip()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from quasar.engines.errors import UsageError
+from quasar.runtime.prompt import ContextLengthError
 from quasar.runtime.serving.request import Failure
 
 KINDS = {401: "authentication_error", 404: "not_found_error", 405: "invalid_request_error", 503: "overloaded_error"}
@@ -50,9 +52,10 @@ class RequestError(Exception):
         return {"type": "error", "error": {"type": kind, "message": self.message}}
 
 
-def unread(message: str, param: str) -> RequestError:
+def unread(error: UsageError, param: str) -> RequestError:
     """A prompt cannot be read; one that is too long has OpenAI's code."""
-    return RequestError(message, param=param, code="context_length_exceeded" if "a context of" in message else None)
+    code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
+    return RequestError(f"{param}: {error}", param=param, code=code)
 
 
 def failed(message: str, failure: Failure) -> RequestError:

@@ -1,0 +1,1 @@
+"""Bundles on a Ray cluster: rows of datasets, and the HTTP server."""

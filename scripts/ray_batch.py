@@ -1,0 +1,51 @@
+"""Answer a file of prompts with a bundle, on a Ray cluster or on this machine alone.
+
+    python scripts/ray_batch.py BUNDLE PROMPTS.jsonl ANSWERS [--actors 1] [--cpus 2] [--batch-size 64]
+
+Rows have an `id`, and a `prompt` (text) or `messages` (a chat); ANSWERS becomes a folder of Parquet files. Rows that could not
+be answered say why in `error`. The seed of a row is made of its id, so a second run samples the same answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import ray
+
+from quasar.runtime import SamplingParams
+from quasar.runtime.serving.ray.predictor import Predictor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("prompts", type=Path)
+    parser.add_argument("answers", type=Path)
+    parser.add_argument("--actors", type=int, default=1, help="each loads the bundle")
+    parser.add_argument("--cpus", type=int, default=2, help="of an actor, which has as many threads")
+    parser.add_argument("--batch-size", type=int, default=64, help="rows; several times the sequences that share passes")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.7)
+    args = parser.parse_args()
+    rows = ray.data.read_json(str(args.prompts.resolve()), lines=True)
+    answered = rows.map_batches(
+        Predictor,
+        fn_constructor_kwargs={
+            "bundle": args.bundle.resolve(),
+            "params": SamplingParams(max_new_tokens=args.max_new_tokens, temperature=args.temperature),
+            "prompt": "messages" if "messages" in (rows.columns() or ()) else "prompt",
+            "seed_from": "id",
+        },
+        concurrency=args.actors,
+        num_cpus=args.cpus,
+        batch_size=args.batch_size,
+    )
+    answered.write_parquet(str(args.answers.resolve()))
+    done = ray.data.read_parquet(str(args.answers.resolve()))
+    failed = done.filter(expr="error != ''").count()
+    print(f"{args.answers}: {done.count()} rows, {failed} of them with an error, {done.sum('num_generated_tokens')} tokens")
+
+
+if __name__ == "__main__":
+    main()
