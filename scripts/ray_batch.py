@@ -11,10 +11,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import pyarrow.parquet
 import ray
 
 from quasar.runtime import SamplingParams
 from quasar.runtime.serving.ray.predictor import Predictor
+
+LIGHT = {"num_cpus": 0}
+"""Of reading and writing: where actors have all CPUs of a cluster, the job would wait for ever for another one."""
 
 
 def main() -> None:
@@ -28,7 +32,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.7)
     args = parser.parse_args()
-    rows = ray.data.read_json(str(args.prompts.resolve()), lines=True)
+    rows = ray.data.read_json(str(args.prompts.resolve()), lines=True, ray_remote_args=LIGHT)
     answered = rows.map_batches(
         Predictor,
         fn_constructor_kwargs={
@@ -37,14 +41,15 @@ def main() -> None:
             "prompt": "messages" if "messages" in (rows.columns() or ()) else "prompt",
             "seed_from": "id",
         },
-        concurrency=args.actors,
+        compute=ray.data.ActorPoolStrategy(size=args.actors),
         num_cpus=args.cpus,
         batch_size=args.batch_size,
+        batch_format="pyarrow",
     )
-    answered.write_parquet(str(args.answers.resolve()))
-    done = ray.data.read_parquet(str(args.answers.resolve()))
-    failed = done.filter(expr="error != ''").count()
-    print(f"{args.answers}: {done.count()} rows, {failed} of them with an error, {done.sum('num_generated_tokens')} tokens")
+    answered.write_parquet(str(args.answers.resolve()), ray_remote_args=LIGHT)
+    done = pyarrow.parquet.read_table(args.answers, columns=["error", "num_generated_tokens"]).to_pylist()
+    failed, tokens = sum(bool(row["error"]) for row in done), sum(row["num_generated_tokens"] for row in done)
+    print(f"{args.answers}: {len(done)} rows, {failed} of them with an error, {tokens} tokens")
 
 
 if __name__ == "__main__":

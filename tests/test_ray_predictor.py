@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from quasar.engines.errors import UsageError
 from quasar.runtime import Model, SamplingParams, load
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed: pip install -c constraints.txt '.[ray]'")
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 from quasar.runtime.serving.ray.predictor import Predictor, row_seed  # noqa: E402
 
@@ -42,11 +43,8 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def column(values: list[Any]) -> np.ndarray[Any, Any]:
-    """As Ray gives a column whose values are no numbers."""
-    found = np.empty(len(values), dtype=object)
-    found[:] = values
-    return found
+def table(**columns: Any) -> pa.Table:
+    return pa.table(columns)
 
 
 # ------------------------------------------------------------------------------------------------ batches
@@ -54,15 +52,14 @@ def column(values: list[Any]) -> np.ndarray[Any, Any]:
 
 def test_rows_keep_their_order_and_have_the_library_s_answers(demo_bundle: Path, library: Model) -> None:
     predictor = Predictor(demo_bundle, GREEDY, chain="int8")
-    batch = predictor({"prompt": column(PROMPTS), "id": np.arange(4)})
-    alone = [library.generate(prompt, GREEDY) for prompt in PROMPTS]
-    assert batch["id"].tolist() == [0, 1, 2, 3]
-    assert batch["generated_text"].tolist() == [one.text for one in alone]
-    assert [ids.tolist() for ids in batch["generated_tokens"]] == [one.ids for one in alone]
-    assert batch["num_input_tokens"].tolist() == [one.statistics.prompt_tokens for one in alone]
-    assert batch["num_generated_tokens"].tolist() == [len(one.ids) for one in alone]
-    assert batch["num_rounds"].tolist() == [one.statistics.rounds for one in alone]
-    assert batch["error"].tolist() == [""] * 4
+    rows = predictor(table(prompt=PROMPTS, id=[3, 2, 1, 0])).to_pylist()
+    assert [row["id"] for row in rows] == [3, 2, 1, 0]
+    for row, prompt in zip(rows, PROMPTS, strict=True):
+        alone = library.generate(prompt, GREEDY)
+        assert (row["generated_text"], row["generated_tokens"]) == (alone.text, alone.ids)
+        assert row["num_input_tokens"] == alone.statistics.prompt_tokens
+        assert (row["num_generated_tokens"], row["num_rounds"]) == (len(alone.ids), alone.statistics.rounds)
+        assert (row["finish_reason"], row["error"]) == (alone.finish_reason, "")
 
 
 def test_the_longest_prompts_begin(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,73 +71,72 @@ def test_the_longest_prompts_begin(demo_bundle: Path, monkeypatch: pytest.Monkey
         return answer(self, prompt, *args)
 
     monkeypatch.setattr(Model, "answer", noted)
-    Predictor(demo_bundle, GREEDY, chain="int8", sequences=2)({"prompt": column(PROMPTS)})
+    Predictor(demo_bundle, GREEDY, chain="int8", sequences=2)(table(prompt=PROMPTS))
     assert begun == sorted(begun, reverse=True)
     assert begun[0] > begun[-1]
 
 
-@pytest.mark.parametrize("kind", ["messages", "ids", "ids of one length"])
-def test_prompts_may_be_chats_and_token_ids(demo_bundle: Path, library: Model, kind: str) -> None:
-    prompts: list[Any]
-    values: np.ndarray[Any, Any]
-    if kind == "messages":
-        prompts = [[{"role": "user", "content": text}] for text in PROMPTS]
-        # what Arrow makes of them: arrays of structures, with all names in each
-        values = column([np.array([{**chat[0], "name": None}], dtype=object) for chat in prompts])
-    else:
-        prompts = [library.tokenize(text) for text in PROMPTS]
-        shortest = min(map(len, prompts))
-        if kind == "ids":
-            values = column([np.array(ids) for ids in prompts])
-        else:
-            prompts = [ids[:shortest] for ids in prompts]
-            values = np.array(prompts)
-    batch = Predictor(demo_bundle, GREEDY, prompt="asked", chain="int8")({"asked": values})
-    assert batch["generated_text"].tolist() == [library.generate(prompt, GREEDY).text for prompt in prompts]
+def test_prompts_may_be_chats_and_token_ids(demo_bundle: Path, library: Model) -> None:
+    chats = [[{"role": "user", "content": text, "name": None}] for text in PROMPTS]
+    ids = [library.tokenize(text) for text in PROMPTS]
+    for prompts in (chats, ids, [row[:2] for row in ids]):
+        rows = Predictor(demo_bundle, GREEDY, prompt="asked", chain="int8")(table(asked=prompts)).to_pylist()
+        assert [row["error"] for row in rows] == [""] * 4
+        expected: Any = [library.generate(prompt, GREEDY) for prompt in prompts]  # type: ignore[call-overload]
+        assert [row["generated_text"] for row in rows] == [one.text for one in expected]
 
 
 def test_an_error_is_a_row(demo_bundle: Path, library: Model) -> None:
-    prompts: list[Any] = ["Tom", None, "", 3.5, "word " * 9000, np.array([1, 10**6]), "Tom", "Tom", "Tom"]
-    changes: list[Any] = [None] * 6 + [{"temperature": -1.0}, {"speed": 2}, {"logit_bias": {10**6: 1.0}}]
-    batch = Predictor(demo_bundle, GREEDY, sampling="sampling", chain="int8")(
-        {"prompt": column(prompts), "sampling": column(changes)}
-    )
-    assert batch["generated_text"][0] == library.generate("Tom", GREEDY).text
-    assert batch["finish_reason"][1:].tolist() == ["error"] * 8
-    parts = (
-        "no prompt",
-        "empty",
-        "float",
-        "a context of",
-        "vocabulary",
-        "temperature is -1.0",
-        "there is no speed",
-        "logit_bias",
-    )
-    for part, error in zip(parts, batch["error"][1:], strict=True):
-        assert part in error
-        assert "\n" not in error
-    assert batch["num_generated_tokens"][1:].tolist() == [0] * 8
-    assert {name: values.dtype for name, values in batch.items() if name.startswith("num_")} == {
-        name: np.dtype(np.int64) for name in ("num_input_tokens", "num_generated_tokens", "num_rounds")
-    }
+    changes = [None, None, None, None, {"temperature": -1.0}, {"top_k": 5, "speed": 2}]
+    batch = table(prompt=["Tom", None, "", "word " * 9000, "Tom", "Tom"], sampling=changes)
+    done = Predictor(demo_bundle, GREEDY, sampling="sampling", chain="int8")(batch)
+    first, *others = done.to_pylist()
+    assert first["generated_text"] == library.generate("Tom", GREEDY).text
+    for row, part in zip(others, ("no prompt", "empty", "a context of", "temperature is -1.0", "no speed"), strict=True):
+        assert part in row["error"]
+        assert "\n" not in row["error"]
+        assert (row["finish_reason"], row["generated_tokens"]) == ("error", [])
+    of_errors = Predictor(demo_bundle, GREEDY, chain="int8")(table(prompt=pa.array([None], pa.string())))
+    assert of_errors.schema == done.drop_columns("sampling").schema, "tables of errors alone have the same types"
 
 
-def test_rows_change_parameters(demo_bundle: Path, library: Model) -> None:
+def test_errors_of_the_engine_and_of_ids_are_rows(demo_bundle: Path) -> None:
+    rows = Predictor(demo_bundle, GREEDY, chain="int8")(table(prompt=[[5, 6], [1, 10**6]])).to_pylist()
+    assert "vocabulary" in rows[1]["error"]
+    assert rows[0]["error"] == ""
+    (row,) = Predictor(demo_bundle, GREEDY, chain="int8")(table(prompt=[3.5])).to_pylist()
+    assert "float" in row["error"]
+    biased = SamplingParams(max_new_tokens=4, logit_bias={10**6: 1.0})
+    (row,) = Predictor(demo_bundle, biased, chain="int8")(table(prompt=["Tom"])).to_pylist()
+    assert "logit_bias" in row["error"]
+
+
+def test_rows_change_parameters(demo_bundle: Path) -> None:
     changes = [{"max_new_tokens": 3, "stop": None}, {"max_new_tokens": None, "stop": "a"}]
-    batch = Predictor(demo_bundle, GREEDY, sampling="how", chain="int8")({"prompt": column(PROMPTS[:2]), "how": column(changes)})
-    assert batch["num_generated_tokens"][0] == 3
-    assert "a" not in batch["generated_text"][1]
+    first, second = Predictor(demo_bundle, GREEDY, sampling="how", chain="int8")(
+        table(prompt=PROMPTS[:2], how=changes)
+    ).to_pylist()
+    assert first["num_generated_tokens"] == 3
+    assert "a" not in second["generated_text"]
+
+
+def test_columns_of_an_earlier_run_are_replaced(demo_bundle: Path) -> None:
+    predictor = Predictor(demo_bundle, GREEDY, chain="int8")
+    once = predictor(table(prompt=PROMPTS))
+    assert predictor(once).equals(once)
 
 
 def test_seeds_come_from_a_key_and_not_from_the_batch(demo_bundle: Path) -> None:
     predictor = Predictor(demo_bundle, SAMPLED, seed_from="id", chain="int8", batch_invariant=True)
+
+    def texts(keys: list[str]) -> list[str]:
+        found: list[str] = predictor(table(prompt=["Tom"] * len(keys), id=keys))["generated_text"].to_pylist()
+        return found
+
     keys = ["first", "second", "third", "fourth"]
-    together = predictor({"prompt": column(["Tom"] * 4), "id": column(keys)})["generated_text"].tolist()
+    together = texts(keys)
     assert len(set(together)) > 1, "rows of other keys are other samples"
-    backwards = predictor({"prompt": column(["Tom"] * 4), "id": column(keys[::-1])})["generated_text"].tolist()
-    alone = [predictor({"prompt": column(["Tom"]), "id": column([key])})["generated_text"][0] for key in keys]
-    assert together == backwards[::-1] == alone
+    assert texts(keys[::-1])[::-1] == together == [texts([key])[0] for key in keys]
 
 
 def test_row_seeds_are_spread() -> None:
@@ -151,19 +147,19 @@ def test_row_seeds_are_spread() -> None:
 
 
 def test_a_row_without_a_key_is_an_error(demo_bundle: Path) -> None:
-    batch = Predictor(demo_bundle, SAMPLED, seed_from="id", chain="int8")({"prompt": column(["Tom"]), "id": column([None])})
-    assert "no key" in batch["error"][0]
+    (row,) = Predictor(demo_bundle, SAMPLED, seed_from="id", chain="int8")(table(prompt=["Tom"], id=[None])).to_pylist()
+    assert "no key" in row["error"]
 
 
 def test_wrong_use_ends_the_job(demo_bundle: Path, tmp_path: Path) -> None:
     predictor = Predictor(demo_bundle, chain="int8", seed_from="key")
     with pytest.raises(UsageError, match="no column 'prompt'; there are text, key"):
-        predictor({"text": column(["Tom"]), "key": np.arange(1)})
-    with pytest.raises(UsageError, match="batch_format"):
-        predictor(["Tom"])  # type: ignore[arg-type]
+        predictor(table(text=["Tom"], key=[1]))
+    with pytest.raises(UsageError, match='batch_format="pyarrow"'):
+        predictor({"prompt": ["Tom"]})
     with pytest.raises(UsageError, match="speed: no such option"):
         Predictor(demo_bundle, speed=2)
-    with pytest.raises(UsageError, match="no such"):
+    with pytest.raises(UsageError, match="no engine"):
         Predictor(demo_bundle, chain="int9")
     with pytest.raises(UsageError):
         Predictor(tmp_path / "nothing")
@@ -179,20 +175,21 @@ def test_actors_of_a_cluster_answer_a_dataset(cluster: None, demo_bundle: Path, 
     done = ray.data.from_items(rows, override_num_blocks=6).map_batches(
         Predictor,
         fn_constructor_kwargs={"bundle": demo_bundle, "params": GREEDY, "chain": "int8"},
-        concurrency=2,
+        compute=ray.data.ActorPoolStrategy(size=2),
         num_cpus=1,
         batch_size=4,
+        batch_format="pyarrow",
     )
-    done.write_parquet(str(tmp_path / "answers"))
-    answers = {row["id"]: row for row in ray.data.read_parquet(str(tmp_path / "answers")).take_all()}
+    done.write_parquet(str(tmp_path / "answers"), ray_remote_args={"num_cpus": 0})
+    answers = {row["id"]: row for row in parquet.read_table(tmp_path / "answers").to_pylist()}
     expected = [library.generate(prompt, GREEDY) for prompt in PROMPTS]
     assert sorted(answers) == list(range(24))
     for number, row in answers.items():
         if rows[number]["prompt"] is None:
-            assert (row["finish_reason"], row["generated_tokens"].tolist()) == ("error", [])
+            assert (row["finish_reason"], row["generated_tokens"]) == ("error", [])
             assert "no prompt" in row["error"]
         else:
-            assert row["generated_tokens"].tolist() == expected[number % 4].ids
+            assert row["generated_tokens"] == expected[number % 4].ids
             assert (row["generated_text"], row["error"]) == (expected[number % 4].text, "")
 
 
@@ -200,11 +197,15 @@ def test_an_actor_has_as_many_threads_as_cpus(cluster: None, demo_bundle: Path) 
     class Options(Predictor):
         def __call__(self, batch: Any) -> Any:
             options = self._model.options
-            return {"threads": np.array([options.threads]), "sequences": np.array([options.sequences])}
+            return pa.table({"threads": [options.threads], "sequences": [options.sequences]})
 
     def options(cpus: int, **given: Any) -> tuple[int, int]:
-        row = ray.data.range(1).map_batches(
-            Options, fn_constructor_kwargs={"bundle": demo_bundle, **given}, concurrency=1, num_cpus=cpus
+        row = ray.data.from_items([{"id": 0}]).map_batches(
+            Options,
+            fn_constructor_kwargs={"bundle": demo_bundle, **given},
+            compute=ray.data.ActorPoolStrategy(size=1),
+            num_cpus=cpus,
+            batch_format="pyarrow",
         )
         return tuple(row.take(1)[0].values())
 
@@ -223,8 +224,6 @@ def test_the_example_of_the_docs(demo_bundle: Path, tmp_path: Path) -> None:
         done = subprocess.run([*script, "--max-new-tokens", "8"], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "4 rows, 0 of them with an error" in done.stdout
-        import pyarrow.parquet
-
-        table = pyarrow.parquet.read_table(tmp_path / name).to_pylist()
-        texts.append({row["id"]: row["generated_text"] for row in table})
+        rows = parquet.read_table(tmp_path / name).to_pylist()
+        texts.append({row["id"]: row["generated_text"] for row in rows})
     assert texts[0] == texts[1], "the seeds are made of the ids"

@@ -9,13 +9,11 @@ from dataclasses import fields, replace
 from hashlib import blake2b
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
 from quasar.engines.bundle.bundle import open_bundle
 from quasar.engines.errors import UsageError
 from quasar.runtime.answer import Result
-from quasar.runtime.arrays import is_array
 from quasar.runtime.generation import Generation, result_of
 from quasar.runtime.loading import load_model, named_options
 from quasar.runtime.prompt import ReadPrompt
@@ -23,7 +21,6 @@ from quasar.runtime.sampling import SamplingParams
 from quasar.runtime.serving.limits import usual_sequences
 from quasar.runtime.serving.ray.resources import assigned_threads
 
-Batch = dict[str, NDArray[Any]]
 Asked = tuple[ReadPrompt, SamplingParams] | UsageError
 """What a row asks, or why it cannot be asked."""
 PARAMS = frozenset(field.name for field in fields(SamplingParams))
@@ -32,9 +29,10 @@ PARAMS = frozenset(field.name for field in fields(SamplingParams))
 class Predictor:
     """A callable class for `Dataset.map_batches`: each actor loads the bundle once and answers batches of rows.
 
-    The batch comes back with the columns `generated_text`, `generated_tokens` (ids), `num_input_tokens`,
-    `num_generated_tokens`, `num_rounds`, `finish_reason` and `error`. A row that cannot be answered has the finish reason `error`
-    and says why; the others have the error "".
+    Batches are tables of Arrow (`batch_format="pyarrow"`), which keep nulls, lists and structures as they are. A table comes back
+    with the columns `generated_text`, `generated_tokens` (ids), `num_input_tokens`, `num_generated_tokens`, `num_rounds`,
+    `finish_reason` and `error`. A row that cannot be answered has the finish reason `error` and says why; the others have the
+    error "".
 
     Args:
         bundle: a directory that every node sees under this path.
@@ -74,8 +72,8 @@ class Predictor:
         if hasattr(self, "_model"):  # loading may have failed
             self._model.close()
 
-    def __call__(self, batch: Batch) -> Batch:
-        """Answer the rows of a batch, in columns of numpy.
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Answer the rows of a batch.
 
         Raises:
             UsageError: a column is not there.
@@ -84,17 +82,20 @@ class Predictor:
         # the longest first: slots run empty at the end of a batch, which is then short
         order = sorted(range(len(asked)), key=lambda number: _length(asked[number]), reverse=True)
         begun = {number: self._begin(asked[number]) for number in order}
-        return batch | _columns([result_of(begun[number]) for number in range(len(asked))])
+        for name, column in _columns([result_of(begun[number]) for number in range(len(asked))]).items():
+            there = batch.schema.get_field_index(name)
+            batch = batch.append_column(name, column) if there < 0 else batch.set_column(there, name, column)
+        return batch
 
-    def _rows(self, batch: Batch) -> list[dict[str, Any]]:
-        """What is read of each row, in Python's own values."""
-        if not isinstance(batch, Mapping):
-            raise UsageError(f"a batch is {type(batch).__name__}; leave map_batches its batch_format, which is numpy")
+    def _rows(self, batch: pa.Table) -> list[dict[str, Any]]:
+        """What is read of each row."""
+        if not isinstance(batch, pa.Table):
+            raise UsageError(f'a batch is {type(batch).__name__}; give map_batches batch_format="pyarrow"')
         names = [name for name in (self._prompt, self._sampling, self._seed_from) if name is not None]
-        if missing := [name for name in names if name not in batch]:
-            raise UsageError(f"rows have no column {missing[0]!r}; there are {', '.join(batch)}")
-        columns = [[_python(value) for value in batch[name]] for name in names]
-        return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+        if missing := [name for name in names if name not in batch.column_names]:
+            raise UsageError(f"rows have no column {missing[0]!r}; there are {', '.join(batch.column_names)}")
+        rows: list[dict[str, Any]] = batch.select(names).to_pylist()
+        return rows
 
     def _read(self, row: Mapping[str, Any]) -> Asked:
         prompt = row[self._prompt]
@@ -142,32 +143,15 @@ def _length(asked: Asked) -> int:
     return 0 if isinstance(asked, UsageError) else len(asked[0].ids)
 
 
-def _python(value: Any) -> Any:
-    """Values of numpy as Python's own, also within lists and structures."""
-    if is_array(value):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {name: _python(one) for name, one in value.items()}
-    return [_python(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-
-def _columns(results: Many[Result]) -> Batch:
+def _columns(results: Many[Result]) -> dict[str, pa.Array]:
     """Results as columns; their types are the same in every batch, whatever is in it."""
-    statistics = [result.statistics for result in results]
+    counts = [result.statistics for result in results]
     return {
-        "generated_text": np.array([result.text for result in results], dtype=object),
-        "generated_tokens": _lists([result.ids for result in results]),
-        "num_input_tokens": np.array([one.prompt_tokens for one in statistics], dtype=np.int64),
-        "num_generated_tokens": np.array([len(result.ids) for result in results], dtype=np.int64),
-        "num_rounds": np.array([one.rounds if one.levels else 0 for one in statistics], dtype=np.int64),
-        "finish_reason": np.array([result.finish_reason for result in results], dtype=object),
-        "error": np.array([result.error or "" for result in results], dtype=object),
+        "generated_text": pa.array([result.text for result in results], pa.string()),
+        "generated_tokens": pa.array([result.ids for result in results], pa.list_(pa.int64())),
+        "num_input_tokens": pa.array([one.prompt_tokens for one in counts], pa.int64()),
+        "num_generated_tokens": pa.array([len(result.ids) for result in results], pa.int64()),
+        "num_rounds": pa.array([one.rounds if one.levels else 0 for one in counts], pa.int64()),
+        "finish_reason": pa.array([result.finish_reason for result in results], pa.string()),
+        "error": pa.array([result.error or "" for result in results], pa.string()),
     }
-
-
-def _lists(rows: Many[Many[int]]) -> NDArray[Any]:
-    """Lists of ids as one column, int64."""
-    column = np.empty(len(rows), dtype=object)
-    for number, row in enumerate(rows):
-        column[number] = np.array(row, dtype=np.int64)
-    return column
