@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from models import DEMO
+from served import Served
 from test_commands import complaint
 
 from quasar.engines.errors import UsageError
@@ -24,6 +25,7 @@ import datasets
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.openai_completions import LocalCompletionsAPI
 
 from quasar.runtime.eval.model import QuasarLM
 from quasar.runtime.eval.tasks import find_tasks
@@ -136,6 +138,24 @@ def test_figures_are_those_of_the_hf_model(demo_bundle: Path, tasks: Path, hf: H
         assert figures(found, name) == pytest.approx(figures(right, name), rel=1e-4)
     assert figures(found, "own_answer") == figures(right, "own_answer")
     assert lm.get_model_info()["cut_texts"] == 0
+
+
+def test_the_harness_gets_the_same_from_the_server(demo_bundle: Path, tasks: Path, hf: HFLM) -> None:
+    """Its `local-completions`, which scores by `echo` with `logprobs`, four requests at a time."""
+    right, likely = evaluate(hf, tasks, *TASKS)
+    with Served(demo_bundle, "--chain", "prompt-lookup > float") as server:
+        lm = LocalCompletionsAPI(
+            model="demo",
+            base_url=f"{server.url}/v1/completions",
+            tokenizer=str(demo_bundle / "tokenizer"),
+            num_concurrent=4,
+            max_retries=1,
+        )
+        found, scored = evaluate(lm, tasks, *TASKS)
+    assert scored["own_answer"] == likely["own_answer"]
+    for name in ("own_choice", "own_rolling"):
+        same_likelihoods(scored[name], likely[name])
+        assert figures(found, name) == pytest.approx(figures(right, name), rel=1e-4)
 
 
 def test_texts_beyond_the_context_are_cut_as_by_the_hf_model(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from served import PATIENCE, Served, events, until
 
 from quasar.runtime import Model, SamplingParams, Text, load
 from quasar.runtime.answer import Result
+from quasar.runtime.serving.openai.app import APIS
+from quasar.runtime.serving.openai.stream import EventStream
+from quasar.runtime.serving.request import Part
 
 CHAIN = "prompt-lookup > int8"
 QUESTION = "A baker has 24 rolls and sells 6 of them. How many are left?"
@@ -288,6 +292,51 @@ def test_a_client_that_goes_away_frees_its_place(server: Served) -> None:
     before = server.metric("quasar_generation_tokens_total")
     assert until(lambda: server.metric("quasar_num_requests_running") == 0)
     assert server.metric("quasar_generation_tokens_total") - before < 400
+
+
+@pytest.mark.parametrize("prompt", ["completions", "chat/completions", "completions, scored"])
+def test_a_prompt_that_is_too_long_has_its_own_code(server: Served, prompt: str) -> None:
+    words = "word " * 9000
+    path, _, scored = prompt.partition(", ")
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": words}]} if "chat" in path else {"prompt": words}
+    if scored:
+        body |= {"echo": True, "logprobs": 0, "max_tokens": 0}
+    error = server.post(f"/v1/{path}", body).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages" if "chat" in path else "prompt")
+
+
+def test_a_stream_that_has_nothing_to_say_carries_comments() -> None:
+    """As of a prompt that is being read for long, with a patience of 20 ms in place of 10 seconds."""
+
+    class Writer:
+        def take(self, number: int, part: Part) -> Iterator[dict[str, Any]]:
+            yield {"text": part.text}
+
+        def end(self) -> Iterator[dict[str, Any]]:
+            return iter(())
+
+        def whole(self) -> dict[str, Any]:
+            return {}
+
+    async def slow() -> AsyncIterator[tuple[int, Part]]:
+        for text in ("first", "second"):
+            await asyncio.sleep(0.1)
+            yield 0, Part(text, [1])
+
+    async def said() -> list[Any]:
+        stream = EventStream(slow(), Writer(), APIS["/v1/completions"], 0.02)  # type: ignore[arg-type]
+        return [piece async for piece in stream.body_iterator]
+
+    pieces = asyncio.run(said())
+    silent = [piece for piece in pieces if piece.startswith(b":")]
+    assert len(silent) >= 4
+    assert [piece for piece in pieces if piece not in silent] == [
+        b'data: {"text":"first"}\n\n',
+        b'data: {"text":"second"}\n\n',
+        b"data: [DONE]\n\n",
+    ]
+    assert pieces[0] in silent
+    assert silent[0].endswith(b"\n\n")
 
 
 def test_metrics_have_the_names_that_dashboards_know(server: Served) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -214,16 +215,26 @@ def test_an_actor_has_as_many_threads_as_cpus(cluster: None, demo_bundle: Path) 
     assert options(1, threads=2) == (2, 8)
 
 
+def run(command: list[str], folder: Path) -> str:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=folder, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_the_example_of_the_docs(demo_bundle: Path, tmp_path: Path) -> None:
-    prompts = tmp_path / "prompts.jsonl"
+    (code,) = re.findall(r"```python\n(.+?)```", (ROOT / "docs" / "ray.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = code.replace("/models/demo-int8", str(demo_bundle)).replace("/tmp/answers", str(tmp_path / "answers"))
+    run(["-c", code], tmp_path)
+    rows = parquet.read_table(tmp_path / "answers").to_pylist()
+    assert sorted(row["id"] for row in rows) == list(range(100))
+    assert {row["error"] for row in rows} == {""}
+
+
+def test_the_script_answers_a_file(demo_bundle: Path, tmp_path: Path) -> None:
     chats = [{"id": f"row-{number}", "messages": [{"role": "user", "content": text}]} for number, text in enumerate(PROMPTS)]
-    prompts.write_text("".join(json.dumps(chat) + "\n" for chat in chats), encoding="utf-8")
-    texts = []
-    for name in ("first", "second"):
-        script = [sys.executable, str(ROOT / "scripts" / "ray_batch.py"), str(demo_bundle), str(prompts), str(tmp_path / name)]
-        done = subprocess.run([*script, "--max-new-tokens", "8"], capture_output=True, text=True, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert "4 rows, 0 of them with an error" in done.stdout
-        rows = parquet.read_table(tmp_path / name).to_pylist()
-        texts.append({row["id"]: row["generated_text"] for row in rows})
-    assert texts[0] == texts[1], "the seeds are made of the ids"
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats), encoding="utf-8")
+    script = [str(ROOT / "scripts" / "ray_batch.py"), str(demo_bundle), "prompts.jsonl", "answers", "--max-new-tokens", "8"]
+    assert "4 rows, 0 of them with an error" in run(script, tmp_path)
+    rows = parquet.read_table(tmp_path / "answers").to_pylist()
+    assert {row["id"] for row in rows} == {chat["id"] for chat in chats}
+    assert all(row["generated_text"] for row in rows)

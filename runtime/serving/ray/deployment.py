@@ -92,8 +92,7 @@ def build(args: Mapping[str, Any]) -> Application:
     if not 0 <= options.min_replicas <= options.max_replicas or not options.max_replicas:
         raise UsageError(f"replicas: {options.min_replicas} to {options.max_replicas}; give 0 or more to 1 or more")
     sequences = settings.model.sequences
-    application: Application = serve.deployment(
-        Replica,
+    deployment = serve.deployment(
         name="quasar",
         # as many again as share passes, so that the next is there when one ends; the others wait where any replica may take them
         max_ongoing_requests=2 * sequences,
@@ -105,5 +104,5 @@ def build(args: Mapping[str, Any]) -> Application:
             "max_replicas": options.max_replicas,
             "target_ongoing_requests": sequences,
         },
-    ).bind(settings)
-    return application
+    )(Replica)
+    return deployment.bind(settings)
