@@ -162,7 +162,7 @@ def test_enter_streams_an_answer_with_marks(page: Browser) -> None:
           .observe(document.getElementById('log'), {childList: true, subtree: true});
     """)
     text = ask(page, QUESTION)
-    assert page.run("lengths.size") > 5  # it grew
+    assert page.run("lengths.size") > 2  # it grew
     origins, counts = marks(page), keys(page)
     assert set(origins) == {"prompt-lookup"}
     assert set(counts) == {"prompt-lookup", "int8 itself"}

@@ -68,11 +68,15 @@ def cache_of(model: Model, name: str) -> list[np.ndarray]:
 
 
 def test_what_is_kept_of_the_cache_is_what_a_precise_run_writes(bundle: Path) -> None:
-    params = SamplingParams(max_new_tokens=120, temperature=3.0, seed=1, ignore_eos=True)
+    sampled = [SamplingParams(max_new_tokens=120, temperature=3.0, seed=seed, ignore_eos=True) for seed in range(20)]
     with load(bundle, "qspec", draft_length=4) as chain, load(bundle, "int4-a16") as plain, load(bundle, "int4") as low:
         prompt = plain.tokenize(QUESTION)
-        done = chain.generate(prompt, params)
-        assert done.statistics.proposed > done.statistics.accepted > 0  # something was overwritten
+        for params in sampled:
+            done = chain.generate(prompt, params)
+            if done.statistics.proposed > done.statistics.accepted > 0:  # something was overwritten
+                break
+        else:
+            pytest.fail("every draft was accepted")
         expected = plain.generate(prompt, params)
         assert done.ids == expected.ids
         kept = len(prompt) + len(done.ids) - 1

@@ -101,7 +101,7 @@ def test_an_error_is_a_row(demo_bundle: Path, library: Model) -> None:
     assert of_errors.schema == done.drop_columns("sampling").schema, "tables of errors alone have the same types"
 
 
-def test_errors_of_the_engine_and_of_ids_are_rows(demo_bundle: Path) -> None:
+def test_errors_of_ids_and_parameters_are_rows(demo_bundle: Path) -> None:
     rows = Predictor(demo_bundle, GREEDY, chain="int8")(table(prompt=[[5, 6], [1, 10**6]])).to_pylist()
     assert "vocabulary" in rows[1]["error"]
     assert rows[0]["error"] == ""
@@ -110,6 +110,8 @@ def test_errors_of_the_engine_and_of_ids_are_rows(demo_bundle: Path) -> None:
     biased = SamplingParams(max_new_tokens=4, logit_bias={10**6: 1.0})
     (row,) = Predictor(demo_bundle, biased, chain="int8")(table(prompt=["Tom"])).to_pylist()
     assert "logit_bias" in row["error"]
+    (row,) = Predictor(demo_bundle, GREEDY, sampling="how", chain="int8")(table(prompt=["Tom"], how=["fast"])).to_pylist()
+    assert "how is str; give a structure" in row["error"]
 
 
 def test_rows_change_parameters(demo_bundle: Path) -> None:

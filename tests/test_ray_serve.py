@@ -125,7 +125,7 @@ def test_a_client_that_goes_away_is_forgotten(application: Application) -> None:
         lines = response.iter_lines()
         for _ in range(3):
             next(lines)
-        assert application.metric("quasar_num_requests_running") == 1
+        assert until(lambda: application.metric("quasar_num_requests_running") == 1, 10)
     assert until(lambda: application.metric("quasar_num_requests_running") == 0, 10)
 
 

@@ -112,8 +112,11 @@ class Predictor:
         if self._seed_from is not None:
             changes["seed"] = row_seed(self._params.seed, row[self._seed_from])
         if self._sampling is not None:
+            asked = row[self._sampling] or {}
+            if not isinstance(asked, Mapping):
+                raise UsageError(f"{self._sampling} is {type(asked).__name__}; give a structure: {{'max_new_tokens': 16}}")
             # in a column of structures, what a row does not have is null
-            given = {name: value for name, value in (row[self._sampling] or {}).items() if value is not None}
+            given = {name: value for name, value in asked.items() if value is not None}
             if unknown := given.keys() - PARAMS:
                 raise UsageError(f"{self._sampling}: there is no {min(unknown)}; there are {', '.join(sorted(PARAMS))}")
             changes |= given
