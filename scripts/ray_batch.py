@@ -32,6 +32,8 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.7)
     args = parser.parse_args()
+    if args.answers.exists() and any(args.answers.iterdir()):
+        parser.error(f"{args.answers} is there, and rows would be added to it; give another folder")
     rows = ray.data.read_json(str(args.prompts.resolve()), lines=True, ray_remote_args=LIGHT)
     answered = rows.map_batches(
         Predictor,

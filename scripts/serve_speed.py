@@ -111,6 +111,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
+    if args.repeat < 2:
+        parser.error("--repeat: give 2 or more; quartiles need two readings")
     library = Library(args.bundle, args.chain, args.max_tokens)
     server = Server(args.bundle, args.chain, args.max_tokens)
     try:

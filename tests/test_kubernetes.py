@@ -21,7 +21,7 @@ def documents(name: str) -> list[dict[str, Any]]:
     return list(yaml.safe_load_all((FOLDER / name).read_text(encoding="utf-8")))
 
 
-def deployment(name: str) -> dict[str, Any]:
+def pod_of(name: str) -> dict[str, Any]:
     """The pod of a Deployment."""
     found: dict[str, Any] = next(one for one in documents(name) if one["kind"] == "Deployment")["spec"]["template"]
     return found
@@ -42,7 +42,7 @@ def test_manifests_keep_to_the_schemas(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["serve.yaml", "triton.yaml"])
 def test_parts_of_a_manifest_fit_together(name: str) -> None:
-    pod, service = deployment(name), next(one for one in documents(name) if one["kind"] == "Service")
+    pod, service = pod_of(name), next(one for one in documents(name) if one["kind"] == "Service")
     labels = pod["metadata"]["labels"]
     container = pod["spec"]["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -62,7 +62,7 @@ def test_parts_of_a_manifest_fit_together(name: str) -> None:
 
 
 def test_the_server_takes_the_arguments_and_answers_the_probes(demo_bundle: Path) -> None:
-    container = deployment("serve.yaml")["spec"]["containers"][0]
+    container = pod_of("serve.yaml")["spec"]["containers"][0]
     bundle, *options = container["args"]
     assert Path(bundle).parent == Path(container["volumeMounts"][0]["mountPath"])
     assert f"--threads={container['resources']['limits']['cpu']}" in options
@@ -75,26 +75,32 @@ def test_the_server_takes_the_arguments_and_answers_the_probes(demo_bundle: Path
     assert all(f"\n{name}{{" in page for name in asked_metrics())
 
 
+def picker_file() -> dict[str, Any]:
+    """The configuration of the endpoint picker."""
+    (found,) = [one for one in documents("inference-gateway.yaml") if one["kind"] == "ConfigMap"]
+    return found
+
+
 def asked_metrics() -> set[str]:
     """Metrics that are scaled and routed by."""
     keda = documents("keda.yaml")[0]["spec"]["triggers"][0]["metadata"]["query"]
-    picker = yaml.safe_load(documents("inference-gateway.yaml")[1]["data"]["config.yaml"])
+    picker = yaml.safe_load(picker_file()["data"]["config.yaml"])
     (extractor,) = [one for one in picker["plugins"] if one["type"] == "core-metrics-extractor"]
     (engine,) = extractor["parameters"]["engineConfigs"]
     return {*re.findall(r"quasar_\w+", keda), *(value for name, value in engine.items() if name.endswith("Spec"))}
 
 
-def test_metrics_that_are_asked_for_are_there_in_triton_too() -> None:
+def test_metrics_that_are_asked_for_are_known_to_every_server() -> None:
     assert len(asked_metrics()) == 3
     assert asked_metrics() <= NAMES
 
 
 def test_the_share_of_a_replica_are_its_sequences() -> None:
     (threshold,) = [one["metadata"]["threshold"] for one in documents("keda.yaml")[0]["spec"]["triggers"]]
-    assert f"--sequences={threshold}" in deployment("serve.yaml")["spec"]["containers"][0]["args"]
+    assert f"--sequences={threshold}" in pod_of("serve.yaml")["spec"]["containers"][0]["args"]
 
 
 def test_plugins_of_the_picker_are_named() -> None:
-    picker = yaml.safe_load(documents("inference-gateway.yaml")[1]["data"]["config.yaml"])
+    picker = yaml.safe_load(picker_file()["data"]["config.yaml"])
     known = {plugin["type"] for plugin in picker["plugins"]}
     assert {plugin["pluginRef"] for profile in picker["schedulingProfiles"] for plugin in profile["plugins"]} <= known

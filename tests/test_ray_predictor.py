@@ -37,8 +37,7 @@ def library(demo_bundle: Path) -> Iterator[Model]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """A real one, in processes of this machine."""
-    os.environ["RAY_TRAIN_V2_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()
@@ -112,6 +111,19 @@ def test_errors_of_ids_and_parameters_are_rows(demo_bundle: Path) -> None:
     assert "logit_bias" in row["error"]
     (row,) = Predictor(demo_bundle, GREEDY, sampling="how", chain="int8")(table(prompt=["Tom"], how=["fast"])).to_pylist()
     assert "how is str; give a structure" in row["error"]
+
+
+def test_a_pass_that_fails_is_an_error_of_its_rows(demo_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor(demo_bundle, GREEDY, chain="int8")
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("no memory left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor._model.engines["int8"], "score", fail)
+        rows = predictor(table(prompt=PROMPTS)).to_pylist()
+    assert [row["error"] for row in rows] == ["no memory left"] * 4
+    assert [row["error"] for row in predictor(table(prompt=PROMPTS)).to_pylist()] == [""] * 4
 
 
 def test_rows_change_parameters(demo_bundle: Path) -> None:
@@ -212,13 +224,15 @@ def test_an_actor_has_as_many_threads_as_cpus(cluster: None, demo_bundle: Path) 
         )
         return tuple(row.take(1)[0].values())
 
+    assert Predictor(demo_bundle)._model.options.threads == 0, "this is no actor"
     assert options(1) == (1, 8)
     assert options(2, sequences=3) == (2, 3)
     assert options(1, threads=2) == (2, 8)
 
 
 def run(command: list[str], folder: Path) -> str:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=folder, timeout=300)
+    local = {**os.environ, "RAY_ADDRESS": "local"}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=folder, timeout=300, env=local)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -162,6 +162,7 @@ def passes(model: Model, monkeypatch: pytest.MonkeyPatch) -> Passes:
 def every_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients hear of every round, as with rounds of an ordinary model."""
     monkeypatch.setattr(worker_module, "TALK_SECONDS", 0.0)
+    monkeypatch.setattr(worker_module, "MESSAGE_SECONDS", 0.0)
 
 
 def order(model: Model, question: str, stream: bool = True, **params: Any) -> Order:
@@ -290,7 +291,7 @@ def test_requests_beyond_the_queue_limit_are_refused_at_once(model: Model, log: 
         worker.submit(endless(model, count=100), listener)
     worker.submit(order(model, QUESTIONS[0]), beyond)
     assert beyond.error == (
-        "2 requests are worked on and 1 wait, which is the limit (--queue-limit); ask again later",
+        "2 requests are worked on and 1 wait, which is the limit; ask again later",
         "unavailable",
     )
     wait(*accepted)

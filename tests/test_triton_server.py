@@ -354,7 +354,7 @@ def test_a_full_queue_refuses_at_once(server: TritonServer, control: Any) -> Non
         next(client.responses(text_input="1 + 1 =", max_tokens=4000, ignore_eos=True, stream=True))
         status, body = post(server, "generate", "other", text_input="1 + 1 =")
         assert status >= 400, body  # this server's generate endpoint says 400 whatever the error's code
-        assert "1 requests are worked on and 0 wait, which is the limit (--queue-limit); ask again later" in body
+        assert "1 requests are worked on and 0 wait, which is the limit; ask again later" in body
         assert until(lambda: metric(server, "quasar_num_requests_running", "other") == 1)
     finally:
         client.close(cancel=True)

@@ -55,8 +55,7 @@ def make_app(service: Service, origins: tuple[str, ...] = ()) -> Starlette:
         Route(
             "/metrics", _keyed(service, lambda request: Response(service.metrics.page(), media_type="text/plain; version=0.0.4"))
         ),
-        Route("/health", lambda request: _health(service)),
-        Route("/ping", lambda request: _health(service)),
+        *(Route(path, _health(service)) for path in ("/health", "/ping")),
         Route("/", lambda request: HTMLResponse(_page())),
     ]
     handlers: Any = {RequestError: _refused, HTTPException: _http, Exception: _broken}
@@ -176,9 +175,14 @@ def _card(service: Service) -> dict[str, Any]:
     }
 
 
-def _health(service: Service) -> Response:
-    state = service.state if service.state != "ready" or service.healthy else "failing"
-    return JSONResponse({"status": "ok" if state == "ready" else state}, 200 if state == "ready" else 503)
+def _health(service: Service) -> Handler:
+    """Answered by the event loop itself: probes do not wait for the threads that read prompts."""
+
+    async def handle(request: Request) -> Response:
+        state = service.state if service.state != "ready" or service.healthy else "failing"
+        return JSONResponse({"status": "ok" if state == "ready" else state}, 200 if state == "ready" else 503)
+
+    return handle
 
 
 def _page() -> str:

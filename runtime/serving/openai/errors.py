@@ -53,7 +53,7 @@ class RequestError(Exception):
 
 
 def unread(error: UsageError, param: str) -> RequestError:
-    """A prompt cannot be read; one that is too long has OpenAI's code."""
+    """The error of a prompt that cannot be read; one that is too long has OpenAI's code."""
     code = "context_length_exceeded" if isinstance(error, ContextLengthError) else None
     return RequestError(f"{param}: {error}", param=param, code=code)
 

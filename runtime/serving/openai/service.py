@@ -24,7 +24,7 @@ class ServiceOptions:
         name: that the model is served under.
         keys: of which a client must have one; none for everybody.
         strict_model: refuse other names of models.
-        queue_limit: requests that may wait; those beyond are refused.
+        queue_limit: requests that may wait; those beyond are refused. None for any number.
         most_tokens: of an answer; None for what the context holds.
         body_limit: bytes of a request.
         keep_alive: seconds of silence in a stream after which it is told that the server is there.
@@ -33,7 +33,7 @@ class ServiceOptions:
     name: str
     keys: tuple[str, ...] = ()
     strict_model: bool = False
-    queue_limit: int = 128
+    queue_limit: int | None = 128
     most_tokens: int | None = None
     body_limit: int = 4 * MEBIBYTE
     keep_alive: float = 10.0

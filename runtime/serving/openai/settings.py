@@ -71,7 +71,7 @@ def add_settings(p: argparse.ArgumentParser) -> None:
 
 
 def read_settings(args: argparse.Namespace) -> Settings:
-    """What the options say.
+    """The settings that options give.
 
     Raises:
         UsageError: no such bundle or chain, or a value that has no meaning.
@@ -99,4 +99,4 @@ def read_settings(args: argparse.Namespace) -> Settings:
         most_tokens=args.max_new_tokens,
         body_limit=args.max_body * MEBIBYTE,
     )
-    return Settings(args.bundle, options, about, tuple(args.cors_origin))
+    return Settings(args.bundle.resolve(), options, about, tuple(args.cors_origin))

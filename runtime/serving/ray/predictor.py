@@ -35,7 +35,7 @@ class Predictor:
     error "".
 
     Args:
-        bundle: a directory that every node sees under this path.
+        bundle: a directory that every node sees under this path; an actor has a working directory of its own.
         params: for all rows; None for the bundle's own.
         prompt: the column with text, token ids, or chat messages. Only messages go through the chat template.
         sampling: a column with what a row changes of the parameters, by the names of `SamplingParams`.
