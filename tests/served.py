@@ -59,10 +59,15 @@ class Served:
 
     def metric(self, name: str) -> float:
         """The sum of a metric's values."""
-        lines = self.http.get("/metrics").text.splitlines()
-        values = [line.rsplit(" ", 1)[1] for line in lines if re.match(name + r"[{ ]", line)]
-        assert values, f"no metric {name}"
-        return sum(map(float, values))
+        return metric(self.http, name)
+
+
+def metric(http: httpx.Client, name: str) -> float:
+    """The sum of a metric's values on a server's page."""
+    lines = http.get("/metrics").text.splitlines()
+    values = [line.rsplit(" ", 1)[1] for line in lines if re.match(name + r"[{ ]", line)]
+    assert values, f"no metric {name}"
+    return sum(map(float, values))
 
 
 def until(holds: Callable[[], bool], seconds: float = PATIENCE) -> bool:

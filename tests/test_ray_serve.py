@@ -17,7 +17,7 @@ import httpx2 as httpx
 import pytest
 import yaml
 from openai import BadRequestError, OpenAI
-from served import until
+from served import metric, until
 
 from quasar.engines.errors import UsageError
 from quasar.runtime import SamplingParams, load
@@ -91,12 +91,6 @@ class Application:
         except httpx.TransportError:
             return False
 
-    def metric(self, name: str) -> float:
-        lines = self.http.get("/metrics").text.splitlines()
-        values = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{")]
-        assert values, f"no metric {name}"
-        return sum(values)
-
 
 def replicas() -> int:
     """Processes that are replicas."""
@@ -127,18 +121,18 @@ def test_an_unchanged_client_streams_the_library_s_answer(application: Applicati
 
 def test_a_client_that_goes_away_is_forgotten(application: Application) -> None:
     body = {"messages": QUESTION, "stream": True, "ignore_eos": True, "max_tokens": 4000}
-    before = application.metric("quasar_generation_tokens_total")
+    before = metric(application.http, "quasar_generation_tokens_total")
     with application.http.stream("POST", "/v1/chat/completions", json=body) as response:
         lines = response.iter_lines()
         for _ in range(3):
             next(lines)
-        assert until(lambda: application.metric("quasar_num_requests_running") == 1, 10)
-    assert until(lambda: application.metric("quasar_num_requests_running") == 0)
-    assert application.metric("quasar_generation_tokens_total") - before < 3900
+        assert until(lambda: metric(application.http, "quasar_num_requests_running") == 1, 10)
+    assert until(lambda: metric(application.http, "quasar_num_requests_running") == 0)
+    assert metric(application.http, "quasar_generation_tokens_total") - before < 3900
 
 
 def test_replicas_are_added_where_many_ask(application: Application) -> None:
-    """Eight clients ask at a time, and the share of a replica are two."""
+    """Eight clients ask at a time, and the share of a replica is two."""
     assert replicas() == 1
     ended = threading.Event()
     failures: list[Any] = []

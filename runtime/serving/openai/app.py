@@ -27,7 +27,7 @@ from quasar.runtime.serving.openai.service import Service
 from quasar.runtime.serving.openai.stream import GONE, Api, EventStream, collect, unless_gone
 
 METRICS = "text/plain; version=0.0.4"
-
+"""The text format of Prometheus, as a media type."""
 
 APIS = {
     "/v1/chat/completions": Api(chat.read_chat, chat.ChatAnswer),
@@ -52,9 +52,7 @@ def make_app(service: Service, origins: tuple[str, ...] = ()) -> Starlette:
         ),
         Route("/v1/models", _keyed(service, lambda request: _models(service))),
         Route("/v1/models/{name:path}", _keyed(service, lambda request: _model(service, request.path_params["name"]))),
-        Route(
-            "/metrics", _keyed(service, lambda request: Response(service.metrics.page(), media_type="text/plain; version=0.0.4"))
-        ),
+        Route("/metrics", _keyed(service, lambda request: Response(service.metrics.page(), media_type=METRICS))),
         *(Route(path, _health(service)) for path in ("/health", "/ping")),
         Route("/", lambda request: HTMLResponse(_page())),
     ]
